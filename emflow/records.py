@@ -1,0 +1,176 @@
+"""The nouns of the service and their two state machines."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from mpi_kernels.contract import JOB_NAME
+
+
+class AcquisitionState(enum.StrEnum):
+    """Where an acquisition is on its way."""
+
+    GROWING = "GROWING"  # seen; its format's rule does not hold yet, or it still changes
+    READY = "READY"  # complete on the share
+    STAGED = "STAGED"  # verified copy made, digest bound
+    DONE = "DONE"  # a final result is published
+    STALLED = "STALLED"  # incomplete and unchanged for too long; goes on by itself if it changes
+    QUARANTINED = "QUARANTINED"  # can't be processed; needs a person (emflow retry)
+    SUPERSEDED = "SUPERSEDED"  # another acquisition stands for this file
+
+
+class JobState(enum.StrEnum):
+    """Where one attempt is on its way."""
+
+    PLANNED = "PLANNED"  # row and run folder exist
+    SUBMITTING = "SUBMITTING"  # intent recorded; the scheduler may or may not know the name
+    SUBMITTED = "SUBMITTED"  # the scheduler knows it; not started
+    RUNNING = "RUNNING"  # started
+    REDUCED = "REDUCED"  # result.json is there
+    FAILED = "FAILED"  # ended without a result
+    UNKNOWN = "UNKNOWN"  # the scheduler says something that emflow does not know; never terminal
+
+
+_A, _J = AcquisitionState, JobState
+
+ACQUISITION_MOVES: Mapping[AcquisitionState, frozenset[AcquisitionState]] = {
+    _A.GROWING: frozenset({_A.READY, _A.STALLED, _A.QUARANTINED, _A.SUPERSEDED}),
+    _A.STALLED: frozenset({_A.GROWING, _A.QUARANTINED, _A.SUPERSEDED}),
+    _A.READY: frozenset({_A.STAGED, _A.GROWING, _A.QUARANTINED, _A.SUPERSEDED}),
+    _A.STAGED: frozenset({_A.DONE, _A.QUARANTINED, _A.SUPERSEDED}),
+    _A.DONE: frozenset({_A.STAGED, _A.SUPERSEDED}),
+    _A.QUARANTINED: frozenset({_A.GROWING, _A.STAGED, _A.SUPERSEDED}),
+    _A.SUPERSEDED: frozenset(),
+}
+"""Allowed moves; STAGED after DONE or QUARANTINED is `emflow retry` of data that are already copied."""
+
+JOB_MOVES: Mapping[JobState, frozenset[JobState]] = {
+    _J.PLANNED: frozenset({_J.SUBMITTING, _J.FAILED}),
+    _J.SUBMITTING: frozenset({_J.SUBMITTED, _J.FAILED}),
+    _J.SUBMITTED: frozenset({_J.RUNNING, _J.REDUCED, _J.FAILED, _J.UNKNOWN}),
+    _J.RUNNING: frozenset({_J.REDUCED, _J.FAILED, _J.UNKNOWN}),
+    _J.UNKNOWN: frozenset({_J.SUBMITTED, _J.RUNNING, _J.REDUCED, _J.FAILED}),
+    _J.REDUCED: frozenset(),
+    _J.FAILED: frozenset(),
+}
+
+ACTIVE_JOB_STATES = frozenset({_J.PLANNED, _J.SUBMITTING, _J.SUBMITTED, _J.RUNNING, _J.UNKNOWN})
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stat says of a file; two that differ mean that it was written."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class MemberCopy(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a transfer: where it came from (relative to the share, bytes as they are), and what was read."""
+
+    relpath: bytes
+    suffix: str
+    fingerprint: Fingerprint
+    xxh3_128: str
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified copy.
+
+    ``digest`` is the XXH3-128 of the members' digests, in order, joined by newlines, as 32 hex digits.
+    """
+
+    members: tuple[MemberCopy, ...]
+    path: str
+    digest: str
+    bytes: int
+    seconds: float
+
+
+class Acquisition(msgspec.Struct, frozen=True, kw_only=True):
+    """One dataset on a share, as the journal knows it."""
+
+    id: str
+    share: str
+    relpath: bytes
+    generation: int
+    state: AcquisitionState
+    day: str
+    trace: str
+    seen_ns: int
+    changed_ns: int
+    fingerprint: Fingerprint
+    format: str = ""
+    kind: str = ""
+    frames: int = 0
+    reason: str = ""
+    digest: str | None = None
+    supersedes: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The relative path for people: valid text, not reversible."""
+        return self.relpath.decode("utf-8", "backslashreplace")
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to run a recipe over an acquisition."""
+
+    name: str
+    acquisition: str
+    attempt: int
+    state: JobState
+    recipe: str
+    scheduler: str
+    scheduler_id: str = ""
+    reason: str = ""
+    planned_ns: int = 0
+    changed_ns: int = 0
+
+
+class SchedulerPhase(enum.StrEnum):
+    """All that emflow wants to know from a scheduler; success is judged by the result's manifest alone."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    ENDED = "ENDED"
+    GONE = "GONE"  # the scheduler does not know the id (any more): not the same as failed
+    UNKNOWN = "UNKNOWN"
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scheduler says of one job: ``RUNNING``, or ended without saying whether there is a result."""
+
+    scheduler_id: str
+    phase: SchedulerPhase
+    reason: str = ""
+    node: str = ""
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job may use."""
+
+    ranks: int = 1
+    time_limit_s: int = 3600
+
+
+def acquisition_id(share: str, relpath: bytes, generation: int) -> str:
+    """The 16 hex digits that name an acquisition: the same file gets the same id even with a new journal.
+
+    ``generation`` counts the different contents seen under one path.
+    """
+    key = b"\0".join((os.fsencode(share), relpath, str(generation).encode()))
+    return hashlib.blake2b(key, digest_size=8).hexdigest()
+
+
+def job_name(acquisition: str, attempt: int) -> str:
+    """``<acquisition>-<nn>``, the one key of an attempt: folder, Slurm job name, log field and result key."""
+    name = f"{acquisition}-{attempt:02d}"
+    if not JOB_NAME.fullmatch(name):
+        raise ValueError(f"no job name: {name!r}")
+    return name

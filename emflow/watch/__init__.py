@@ -1,0 +1,1 @@
+"""Noticing acquisitions: scans are truth, hints only make them happen sooner."""

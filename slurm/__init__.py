@@ -1,0 +1,1 @@
+"""Job scripts that ship with emflow, installed as the package ``emflow.slurm``."""
