@@ -4,6 +4,7 @@ EmflowError           1
 ├── UsageError        2   the command line or an id that names nothing
 ├── Unavailable       69  a part that is needed is not there (scheduler, mount, MPI)
 │   └── NoSpace       69  a disk is full; resumes by itself when there is room
+│       └── JournalFull   the journal's disk is: nothing can be recorded, so nothing is done
 ├── Busy              75  another service holds the journal
 ├── NotAllowed        77  the operating system says no
 ├── ConfigError       78  the configuration is wrong
@@ -60,6 +61,10 @@ class NoSpace(Unavailable):
     """A disk is full; work resumes by itself when there is room."""
 
 
+class JournalFull(NoSpace):
+    """The journal's disk is full: nothing can be recorded, so nothing is done until there is room."""
+
+
 class Busy(EmflowError):
     """Another service holds the journal."""
 
@@ -112,6 +117,7 @@ __all__ = [
     "ConfigError",
     "EmflowError",
     "JournalError",
+    "JournalFull",
     "NoSpace",
     "NotAllowed",
     "SourceChanged",

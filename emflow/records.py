@@ -27,7 +27,7 @@ class AcquisitionState(enum.StrEnum):
 class JobState(enum.StrEnum):
     """Where one attempt is on its way."""
 
-    PLANNED = "PLANNED"  # row and run folder exist
+    PLANNED = "PLANNED"  # the row exists; the run folder is written next
     SUBMITTING = "SUBMITTING"  # intent recorded; the scheduler may or may not know the name
     SUBMITTED = "SUBMITTED"  # the scheduler knows it; not started
     RUNNING = "RUNNING"  # started
@@ -43,11 +43,12 @@ ACQUISITION_MOVES: Mapping[AcquisitionState, frozenset[AcquisitionState]] = {
     _A.STALLED: frozenset({_A.GROWING, _A.QUARANTINED, _A.SUPERSEDED}),
     _A.READY: frozenset({_A.STAGED, _A.GROWING, _A.QUARANTINED, _A.SUPERSEDED}),
     _A.STAGED: frozenset({_A.DONE, _A.QUARANTINED, _A.SUPERSEDED}),
-    _A.DONE: frozenset({_A.STAGED, _A.SUPERSEDED}),
+    _A.DONE: frozenset({_A.STAGED, _A.GROWING, _A.SUPERSEDED}),
     _A.QUARANTINED: frozenset({_A.GROWING, _A.STAGED, _A.SUPERSEDED}),
     _A.SUPERSEDED: frozenset(),
 }
-"""Allowed moves; STAGED after DONE or QUARANTINED is `emflow retry` of data that are already copied."""
+"""Allowed moves; STAGED after DONE or QUARANTINED is `emflow retry` of data that are already copied, GROWING after DONE
+the same where the copy is gone."""
 
 JOB_MOVES: Mapping[JobState, frozenset[JobState]] = {
     _J.PLANNED: frozenset({_J.SUBMITTING, _J.FAILED}),
@@ -60,6 +61,10 @@ JOB_MOVES: Mapping[JobState, frozenset[JobState]] = {
 }
 
 ACTIVE_JOB_STATES = frozenset({_J.PLANNED, _J.SUBMITTING, _J.SUBMITTED, _J.RUNNING, _J.UNKNOWN})
+
+
+LAST_ATTEMPT = 99
+"""A job's name has two digits for its attempt; reached only by attempts that are not counted."""
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,9 +25,11 @@ def encode(record: Any) -> bytes:
 def decode(cls: type[T], data: bytes | str, *, path: str | os.PathLike[str] | None = None) -> T:
     """A record from JSON; unknown, missing or mistyped fields raise `FormatError` that names the field."""
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_not_a_number)
     except ValueError as error:
         raise FormatError(f"not JSON: {error}", path=path) from error
+    except RecursionError as error:
+        raise FormatError("not JSON of ours: nested too deeply", path=path) from error
     return from_plain(cls, value, path=path)
 
 
@@ -67,6 +69,10 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _not_a_number(name: str) -> typing.NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 class _Mismatch(Exception):

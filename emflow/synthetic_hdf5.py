@@ -1,0 +1,149 @@
+"""Exact scans as HDF5 files, in the layouts of Nion Swift, py4DSTEM, HyperSpy and NeXus; h5py is imported when used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emflow.exact import AT_ONCE, ByteOrder, ExactScan, Pace, blocks, properties
+
+if TYPE_CHECKING:
+    import h5py
+
+
+def _fill(file: h5py.File, dataset: h5py.Dataset, scan: ExactScan, pace: Pace) -> None:
+    """Write rows into an array that has its full size already; ``blocks`` gives whole rows, or one row's part."""
+    for start, stop in blocks(scan, pace):
+        if len(scan.scan_shape) == 2:
+            width = scan.scan_shape[1]
+            for i in range(start, stop):
+                dataset[i // width, i % width] = scan.frame(i)
+        elif scan.scan_shape:
+            dataset[start:stop] = scan.frames(start, stop)
+        else:
+            dataset[...] = scan.frame(0)
+        file.flush()
+
+
+def _dataset(
+    group: h5py.Group,
+    scan: ExactScan,
+    byte_order: ByteOrder = "=",
+    chunk: tuple[int, ...] | None = None,
+    compression: str | None = None,
+) -> h5py.Dataset:
+    return group.create_dataset(
+        "data",
+        (*scan.scan_shape, *scan.det_shape),
+        scan.dtype.newbyteorder(byte_order),
+        chunks=chunk,
+        compression=compression,
+    )
+
+
+def _names(scan: ExactScan) -> tuple[str, ...]:
+    return (*("y", "x")[2 - len(scan.scan_shape) :], "ky", "kx")
+
+
+def write_nion_h5(
+    scan: ExactScan,
+    path: Path,
+    *,
+    pace: Pace = AT_ONCE,
+    byte_order: ByteOrder = "=",
+    chunk: tuple[int, ...] | None = None,
+) -> Path:
+    """Nion Swift's .h5: ``/data`` with JSON ``properties``, contiguous unless ``chunk`` is given."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        data = _dataset(file, scan, byte_order, chunk)
+        data.attrs["properties"] = json.dumps(properties(scan))
+        _fill(file, data, scan, pace)
+    return path
+
+
+def write_emd(
+    scan: ExactScan,
+    path: Path,
+    *,
+    pace: Pace = AT_ONCE,
+    byte_order: ByteOrder = "=",
+    chunk: tuple[int, ...] | None = None,
+) -> Path:
+    """EMD 1.0 as py4DSTEM writes it: ``datacube_root/datacube`` with ``data`` and ``dim0``..."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"emd_group_type": "file", "version_major": 1, "version_minor": 0})
+        root = file.create_group("datacube_root")
+        root.attrs["emd_group_type"] = "root"
+        group = root.create_group("datacube")
+        group.attrs.update({"emd_group_type": "array", "python_class": "DataCube"})
+        data = _dataset(group, scan, byte_order, chunk)
+        data.attrs["units"] = "counts"
+        for i, axis in enumerate(properties(scan)["dimensional_calibrations"]):
+            dim = group.create_dataset(f"dim{i}", data=[axis["offset"], axis["offset"] + axis["scale"]])
+            dim.attrs.update({"units": axis["units"], "name": _names(scan)[i]})
+        _fill(file, data, scan, pace)
+    return path
+
+
+def write_hspy(scan: ExactScan, path: Path, *, pace: Pace = AT_ONCE, compression: str | None = "gzip") -> Path:
+    """HyperSpy's .hspy: chunks of one frame, compressed."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"file_format": "HyperSpy", "file_format_version": "3.3"})
+        group = file.create_group("Experiments/__unnamed__")
+        group.attrs.update({"package": "hyperspy", "package_version": "2.5.0"})
+        for name in ("attributes", "learning_results", "metadata", "metadata/Signal", "original_metadata"):
+            group.create_group(name)
+        group["attributes"].attrs.update({"_lazy": False, "ragged": False})
+        group["metadata/Signal"].attrs["signal_type"] = ""
+        chunk = (*(1 for _ in scan.scan_shape), *scan.det_shape)
+        data = _dataset(group, scan, "=", chunk, compression)
+        names = _names(scan)
+        for i, (axis, name) in enumerate(zip(properties(scan)["dimensional_calibrations"], names, strict=True)):
+            group.create_group(f"axis-{i}").attrs.update(
+                {
+                    **axis,
+                    "_type": "UniformDataAxis",
+                    "is_binned": False,
+                    "name": name,
+                    "navigate": i < len(scan.scan_shape),
+                    "size": data.shape[i],
+                }
+            )
+        _fill(file, data, scan, pace)
+    return path
+
+
+def write_nxdata(
+    scan: ExactScan,
+    path: Path,
+    *,
+    pace: Pace = AT_ONCE,
+    byte_order: ByteOrder = "=",
+    chunk: tuple[int, ...] | None = None,
+    compression: str | None = None,
+) -> Path:
+    """A NeXus file whose default NXdata holds the frames."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"NX_class": "NXroot", "default": "entry"})
+        entry = file.create_group("entry")
+        entry.attrs.update({"NX_class": "NXentry", "default": "data"})
+        group = entry.create_group("data")
+        data = _dataset(group, scan, byte_order, chunk, compression)
+        names = _names(scan)
+        group.attrs.update({"NX_class": "NXdata", "signal": "data", "axes": list(names)})
+        for i, (axis, name) in enumerate(zip(properties(scan)["dimensional_calibrations"], names, strict=True)):
+            values = axis["offset"] + axis["scale"] * np.arange(data.shape[i])
+            group.create_dataset(name, data=values).attrs["units"] = axis["units"]
+        _fill(file, data, scan, pace)
+    return path

@@ -1,0 +1,58 @@
+"""``python -m mpi_kernels RUN_FOLDER``: one process, or every rank under mpiexec or srun.
+
+Exit codes: 0 the result is written, or the folder is claimed by another attempt; 1 failed, see error.json;
+2 usage; 130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from mpi_kernels import job
+from mpi_kernels.contract import JOB_FILE
+from mpi_kernels.errors import KernelError, printable
+from mpi_kernels.failure import Stopped, one_line
+from mpi_kernels.ranks import Ranks, world
+
+USAGE = "usage: python -m mpi_kernels RUN_FOLDER   (a folder that holds job.json)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job of the folder that is named on the command line; return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if len(arguments) != 1 or not (Path(arguments[0]) / JOB_FILE).is_file():
+        wrong = f"no {JOB_FILE} in {printable(arguments[0])}\n" if len(arguments) == 1 else ""
+        print(f"{wrong}{USAGE}", file=sys.stderr)
+        return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    folder, ranks = Path(arguments[0]), Ranks()
+    try:
+        try:
+            ranks = world()
+        except KernelError as error:
+            job.Attempt(folder, ranks).fail(error)
+            raise
+        job.run(folder, ranks)
+    except BaseException as error:  # noqa: BLE001  the other ranks must end, whatever happened: sys.exit in a plug-in too
+        print(f"mpi_kernels: rank {ranks.rank}: {one_line(error)}", file=sys.stderr, flush=True)
+        code = 128 + error.number if isinstance(error, Stopped) else 1
+        ranks.abort(code)
+        return code
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)  # one is enough: error.json is being written
+    raise Stopped(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Arrays in Fortran order: the pixels of one frame lie scattered over the whole file."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from mpi_kernels.contract import Header
+from mpi_kernels.errors import MissingData
+from mpi_kernels.formats.access import os_errors
+from mpi_kernels.formats.plan import check_request
+
+PIECE_BYTES = 8 << 20
+"""Bytes read at a time, or one plane where that is more; bounds the memory of a source."""
+
+WARNING = "stored in Fortran order: every block of frames reads from all over the file; write C order for speed"
+
+
+class FortranSource:
+    """Frames of an array whose first axis varies fastest.
+
+    The file holds one plane (all scan positions, y fastest) for each detector pixel.  A block of frames needs its
+    span out of every plane, so memory stays at `PIECE_BYTES` but the time grows with planes times blocks.
+
+    Parameters
+    ----------
+    header : Header
+        What the format found.
+    path : str
+        The file.
+    start : int
+        Byte at which the array begins.
+    dtype : numpy.dtype
+        Pixel type in the file.
+    """
+
+    align = 1
+
+    def __init__(self, header: Header, path: str, start: int, dtype: np.dtype) -> None:
+        self.header = header
+        self._path = path
+        self._start = start
+        self._dtype = dtype
+        with os_errors(path):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def frames(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Fill ``out``, (stop - start, det_y, det_x) in ``header.dtype``; `MissingData` if the file is too short."""
+        check_request(self.header, start, stop, out)
+        if start == stop:
+            return
+        at = self._positions(start, stop)
+        low, high = int(at.min()), int(at.max()) + 1
+        size_y, size_x = self.header.det_shape
+        plane, pixels = self.header.frames, size_y * size_x
+        # neighbouring planes in one read only where most of what lies between is wanted
+        group = PIECE_BYTES // (plane * self._dtype.itemsize) if 2 * (high - low) >= plane else 1
+        for pixel in range(0, pixels, max(1, group)):
+            count = min(max(1, group), pixels - pixel)
+            values = self._values(pixel * plane + low, (count - 1) * plane + high - low, start)
+            for k in range(count):
+                x, y = divmod(pixel + k, size_y)  # planes: det_y fastest
+                out[:, y, x] = values[k * plane + at - low]
+
+    def _positions(self, start: int, stop: int) -> np.ndarray:
+        """Index of each frame inside a plane: (stop - start,) int64."""
+        index = np.arange(start, stop)
+        if len(self.header.scan_shape) < 2:
+            return index
+        rows, columns = self.header.scan_shape
+        y, x = np.divmod(index, columns)
+        return np.asarray(y + rows * x)
+
+    def _values(self, first: int, count: int, frame: int) -> np.ndarray:
+        """``count`` pixels from the ``first`` of the array, in file order."""
+        values = np.empty(count, self._dtype)
+        buffer = values.view(np.uint8).data
+        offset = self._start + first * self._dtype.itemsize
+        while buffer:
+            try:
+                n = os.preadv(self._fd, [buffer], offset)
+            except OSError as error:
+                raise self._missing(f"can't be read: {error.strerror}", frame) from error
+            if n == 0:
+                raise self._missing("the file ends early", frame)
+            buffer, offset = buffer[n:], offset + n
+        return values
+
+    def _missing(self, why: str, frame: int) -> MissingData:
+        return MissingData(why, path=self._path, frame=frame, next_step="copy the file again from the microscope")
+
+    def complete(self) -> None:
+        """Raise `MissingData` if the file is shorter than the array; every frame lacks pixels then."""
+        with os_errors(self._path):
+            size = os.fstat(self._fd).st_size
+        pixels = self.header.frames * self.header.det_shape[0] * self.header.det_shape[1]
+        wanted = self._start + pixels * self._dtype.itemsize
+        if size < wanted:
+            raise self._missing(f"the file has {size} of {wanted} bytes", 0)
+
+    def close(self) -> None:
+        """Give the file back; more than once does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,144 @@
+"""Centre of mass of each frame, the plane that de-scan adds to it, and its integral, the phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi_kernels.contract import Header, Scalar
+from mpi_kernels.errors import RecipeError
+from mpi_kernels.protocols import Moments, Output, Reduction, Term
+from mpi_kernels.reductions import geometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentreOfMass(Reduction):
+    """First moments of each frame: outputs ``y``, ``x``, ``total``, and for 4d data ``phase``.
+
+    Parameters
+    ----------
+    radius : float, optional
+        Only pixels with ``d <= radius`` of the centre count; all pixels if left out.
+    centre : (float, float), optional
+        ``(y, x)`` in pixels of that disc; the middle of the frame if left out.
+    unit : str
+        Of the radius: "px", or the unit in which the detector is calibrated.
+    remove_descan : bool
+        Subtract the slopes of the fitted plane from ``y`` and ``x`` (their means stay).  Never done unless asked for;
+        the slopes are measured and stored either way.
+
+    Notes
+    -----
+    ``y = sum(i I) / sum(I)`` over pixel rows i, ``x`` likewise over columns; the first pixel's centre is 0; NaN where
+    no count fell.  Source: Müller et al. 2014, doi:10.1038/ncomms6653.
+
+    ``phase`` is the image whose gradient (per scan step) comes nearest to the vectors less their means, by Fourier
+    transform: ``F(phase) = (k_y F(y) + k_x F(x)) / (2 pi i |k|^2)``, periodic at the edges, of mean 0.  A position
+    without counts is given the mean, so that it pulls nothing; if no position has counts the phase is NaN.
+    Source: Lazić, Bosch and Lazar 2016, doi:10.1016/j.ultramic.2015.10.011.
+
+    The plane is ``a + b scan_y + c scan_x``, fitted by least squares to the positions with counts.
+    """
+
+    radius: float | None = None
+    centre: tuple[float, float] | None = None
+    unit: str = "px"
+    remove_descan: bool = False
+
+    def __post_init__(self) -> None:
+        if self.centre is not None and self.radius is None:
+            raise RecipeError("centre is the centre of a disc: give its radius as well")
+
+    def outputs(self, header: Header) -> Mapping[str, Output]:
+        """Maps over the scan."""
+        kind = np.dtype(header.dtype).kind
+        found = {
+            "y": Output(over="scan", unit="px", long_name="centre of mass, y"),
+            "x": Output(over="scan", unit="px", long_name="centre of mass, x"),
+            "total": Output(
+                over="scan",
+                dtype={"u": "uint64", "i": "int64"}.get(kind, "float64"),
+                unit=header.unit,
+                long_name="sum of the frame",
+            ),
+        }
+        if header.kind == "4d":
+            found["phase"] = Output(over="scan", unit="px^2", long_name="integrated centre of mass")
+        return found
+
+    def terms(self, header: Header) -> Mapping[str, Term]:
+        """Total and first moments."""
+        if self.radius is None:
+            return {"moments": Moments()}
+        mask = geometry.disc(header, self.centre, self.radius, self.unit)
+        if not mask.any():
+            raise RecipeError(f"no pixel of a frame of {header.det_shape} is within {self.radius} {self.unit}")
+        return {"moments": Moments(mask)}
+
+    def end(
+        self, arrays: Mapping[str, np.ndarray], header: Header
+    ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
+        """Divide, fit the plane and integrate."""
+        moments = arrays["moments"]
+        total = np.ascontiguousarray(moments[..., 0])
+        counted = np.isfinite(total) & (total != 0)
+        y, x = (_divided(moments[..., i], total, counted) for i in (1, 2))
+        planes = [_plane(v) for v in (y, x)]
+        scalars: dict[str, Scalar] = {"frames_without_counts": int(counted.size - np.count_nonzero(counted))}
+        for name, values, (_, slopes) in zip("yx", (y, x), planes, strict=True):
+            good = np.isfinite(values)
+            scalars[f"mean_{name}"] = float(values[good].mean()) if good.any() else None
+            along = ("scan_y", "scan_x") if values.ndim == 2 else ("frame",)
+            scalars |= {f"descan_{name}_per_{a}": s for a, s in zip(along, slopes, strict=True)}
+        if self.remove_descan:
+            y, x = y - planes[0][0], x - planes[1][0]
+        found = {"y": y, "x": x, "total": total}
+        if header.kind == "4d":
+            found["phase"] = phase(y, x)
+        return found, scalars
+
+
+def phase(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Integral of a vector field.
+
+    Parameters
+    ----------
+    y, x : (scan_y, scan_x) ndarray of float64
+        Components; NaN counts as the mean of the others.
+
+    Returns
+    -------
+    (scan_y, scan_x) ndarray of float64
+        Of mean 0; NaN everywhere if there is no finite vector.
+    """
+    good = np.isfinite(y) & np.isfinite(x)
+    if not good.any():
+        return np.full(y.shape, np.nan)
+    fields = [np.fft.fft2(np.where(good, v - v[good].mean(), 0.0)) for v in (y, x)]
+    ky, kx = (np.fft.fftfreq(n) for n in y.shape)
+    ky, kx = ky[:, None], kx[None, :]
+    k2 = ky * ky + kx * kx
+    k2[0, 0] = 1.0  # the mean: its numerator is 0
+    integral = (ky * fields[0] + kx * fields[1]) / (2j * np.pi * k2)
+    return np.ascontiguousarray(np.fft.ifft2(integral).real)
+
+
+def _divided(moment: np.ndarray, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    found = np.full(total.shape, np.nan)
+    np.divide(moment, total, out=found, where=counted)
+    return found
+
+
+def _plane(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Fitted slopes times position (mean 0 over the positions with counts), and the slopes per step of each axis."""
+    good = np.isfinite(values)
+    if not good.any():
+        return np.zeros(values.shape), [0.0] * values.ndim
+    positions = np.indices(values.shape, np.float64)
+    positions -= positions[:, good].mean(axis=1).reshape(-1, *[1] * values.ndim)
+    design = positions[:, good].T
+    # an axis of one step has no slope: lstsq's smallest solution gives 0 there
+    slopes = np.linalg.lstsq(design, values[good] - values[good].mean(), rcond=None)[0]
+    return np.tensordot(slopes, positions, axes=1), [float(s) for s in slopes]

@@ -1,0 +1,95 @@
+"""Sum, mean, largest value and variance of all frames, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi_kernels.contract import Header, Scalar
+from mpi_kernels.protocols import Max, Output, Reduction, Sum, SumSq, Term
+
+SLAB = 1 << 16
+"""Pixels whose variance is worked out at a time in Python's integers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern(Reduction):
+    """The pattern of the whole scan: outputs ``sum``, ``mean``, ``max`` and ``variance``.
+
+    Parameters
+    ----------
+    variance : bool
+        Leave it out with false.
+
+    Notes
+    -----
+    The variance is that of the population, ``(N sum(x^2) - (sum x)^2) / N^2``.  Integers: the numerator is exact, so
+    nothing cancels, and the result is rounded at most twice.  Floats: ``sum(x^2)/N - mean^2`` in float64, not below 0,
+    within ``2 N 2**-52 max(x^2)``.
+    Source: Welford 1962, doi:10.1080/00401706.1962.10490022, for the cancellation that exact integers avoid.
+    """
+
+    variance: bool = True
+
+    def outputs(self, header: Header) -> Mapping[str, Output]:
+        """Arrays of the frame's shape."""
+        kind = np.dtype(header.dtype).kind
+        whole = {"u": "uint64", "i": "int64"}.get(kind, "float64")
+
+        def frame(dtype: str, unit: str, long_name: str) -> Output:
+            return Output(over="frame", shape=header.det_shape, dtype=dtype, unit=unit, long_name=long_name)
+
+        found = {
+            "sum": frame(whole, header.unit, "sum of all frames"),
+            "mean": frame("float64", header.unit, "mean of all frames"),
+            "max": frame(header.dtype, header.unit, "largest value of all frames"),
+        }
+        if self.variance:
+            found["variance"] = frame("float64", f"{header.unit}^2" if header.unit else "", "variance of all frames")
+        return found
+
+    def terms(self, header: Header) -> Mapping[str, Term]:  # noqa: ARG002
+        """Sum, largest value, and squares for the variance."""
+        found: dict[str, Term] = {"sum": Sum(), "max": Max()}
+        return found | {"squares": SumSq()} if self.variance else found
+
+    def end(
+        self, arrays: Mapping[str, np.ndarray], header: Header
+    ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
+        """Divide by the number of frames."""
+        n, total = header.frames, arrays["sum"]
+        found = {"sum": total, "mean": total / n, "max": arrays["max"]}
+        if self.variance:
+            squares = arrays["squares"]
+            exact = total.dtype.kind in "iu"
+            found["variance"] = _exact_variance(n, total, squares) if exact else _float_variance(n, total, squares)
+        scalars: dict[str, Scalar] = {"total": _plain(total.sum(dtype=object)), "max": _plain(arrays["max"].max())}
+        return found, scalars
+
+
+def _exact_variance(n: int, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Variance from exact integers: ``squares`` are (2, det_y, det_x) words of 32 bits."""
+    found = np.empty(total.size)
+    sums, (high, low) = total.reshape(-1), squares.reshape(2, -1)
+    for start in range(0, total.size, SLAB):
+        at = slice(start, start + SLAB)
+        if n * ((int(high[at].max()) + 1) << 32) < 1 << 63:  # (sum x)^2 <= N sum(x^2), so this bounds both
+            first = sums[at].astype(np.int64)
+            words = ((high[at] << np.uint64(32)) + low[at]).astype(np.int64)
+            found[at] = (n * words - first * first) / (n * n)
+        else:
+            whole = zip(sums[at].tolist(), high[at].tolist(), low[at].tolist(), strict=True)
+            found[at] = [(n * ((h << 32) + w) - s * s) / (n * n) for s, h, w in whole]
+    return found.reshape(total.shape)
+
+
+def _float_variance(n: int, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities in the data
+        mean = total / n
+        return np.maximum(squares / n - mean * mean, 0.0)
+
+
+def _plain(value: float) -> Scalar:
+    return value if isinstance(value, int | float) else value.item()

@@ -1,0 +1,163 @@
+"""The frame plan: every byte where it belongs, every short read an error."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mpi_kernels.contract import Header, Member
+from mpi_kernels.errors import MissingData
+from mpi_kernels.formats import plan as plans
+from mpi_kernels.formats.plan import FramePlan, PlanSource
+
+
+def header(count: int, det_shape: tuple[int, int], dtype: str, path: Path) -> Header:
+    return Header(
+        format="test",
+        kind="stack",
+        scan_shape=(count,),
+        det_shape=det_shape,
+        dtype=dtype,
+        members=(Member(path=os.fspath(path), suffix=".x", size=path.stat().st_size),),
+        rule="exact",
+    )
+
+
+def doubled(stored: np.ndarray, out: np.ndarray) -> None:
+    out[...] = 2 * stored.view("<u2").reshape(out.shape).astype(out.dtype)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    count=st.integers(1, 9),
+    det=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    dtype=st.sampled_from(["|u1", "<u2", ">u2", ">i4", "<f4", ">f8"]),
+    first=st.integers(0, 20),
+    lead=st.integers(0, 9),
+    tail=st.integers(0, 9),
+    shuffled=st.booleans(),
+    bounds=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    wide=st.booleans(),
+)
+def test_records_of_every_form(
+    tmp_path: Path,
+    count: int,
+    det: tuple[int, int],
+    dtype: str,
+    first: int,
+    lead: int,
+    tail: int,
+    shuffled: bool,
+    bounds: tuple[int, int],
+    wide: bool,
+) -> None:
+    generator = np.random.default_rng(count)
+    frames = generator.integers(0, 100, (count, *det)).astype(dtype)
+    order = generator.permutation(count) if shuffled else np.arange(count)
+    records = [b"L" * lead + frames[i].tobytes() + b"T" * tail for i in order]
+    path = tmp_path / "records"
+    path.write_bytes(b"F" * first + b"".join(records))
+    payload = frames[0].nbytes
+    offsets = first + np.argsort(order) * (lead + payload + tail) if shuffled else None
+    found = FramePlan(
+        first=first, payload=payload, dtype=dtype, lead=lead, tail=tail, offsets=offsets, magic=b"L" * min(lead, 2)
+    )
+    delivered = "float64" if wide else np.dtype(dtype).newbyteorder("=").name
+    source = PlanSource(header(count, det, delivered, path), os.fspath(path), pickle.loads(pickle.dumps(found)))
+    start, stop = sorted(min(b, count) for b in bounds)
+    out = np.full((stop - start, *det), 55, delivered)
+    source.frames(start, stop, out)
+    np.testing.assert_array_equal(out, frames[start:stop])
+    source.complete()
+    source.close()
+
+
+@pytest.mark.parametrize(("lead", "tail"), [(0, 0), (4, 0), (0, 3), (4, 3)])
+def test_a_cut_names_the_first_frame_that_is_not_whole(tmp_path: Path, lead: int, tail: int) -> None:
+    payload, count = 12, 7
+    record = lead + payload + tail
+    whole = b"".join(b"M" * lead + bytes([i]) * payload + b"t" * tail for i in range(count))
+    path = tmp_path / "cut"
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        source = PlanSource(
+            header(count, (3, 4), "uint8", path),
+            os.fspath(path),
+            FramePlan(first=0, payload=payload, dtype="|u1", lead=lead, tail=tail),
+        )
+        there = min(count, (size + tail) // record)
+        out = np.full((count, 3, 4), 99, np.uint8)
+        source.frames(0, there, out[:there])
+        assert (out[:there] == np.arange(there)[:, None, None]).all()
+        if there == count:
+            source.complete()
+        else:
+            for call in (source.complete, lambda s=source, o=out: s.frames(0, count, o)):
+                with pytest.raises(MissingData) as caught:
+                    call()
+                assert caught.value.frame == there
+                assert os.fspath(path) in str(caught.value)
+                assert caught.value.next_step
+        source.close()
+
+
+def test_more_frames_than_one_call_takes(tmp_path: Path) -> None:
+    count = 2 * plans.RUN_FRAMES + 3
+    frames = np.arange(count * 6, dtype=">u2").reshape(count, 2, 3)
+    path = tmp_path / "many"
+    path.write_bytes(b"".join(b"MQ1" + f.tobytes() + b"tail" for f in frames))
+    for magic in (b"MQ1", b""):
+        source = PlanSource(
+            header(count, (2, 3), "uint16", path),
+            os.fspath(path),
+            FramePlan(first=0, payload=12, dtype=">u2", lead=3, tail=4, magic=magic),
+        )
+        out = np.zeros((count, 2, 3), np.uint16)
+        source.frames(0, count, out)
+        np.testing.assert_array_equal(out, frames)
+        source.close()
+
+
+def test_decoding_goes_in_pieces_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "SCRATCH_BYTES", 40)  # three frames of 12 bytes at a time
+    frames = np.arange(10 * 6, dtype="<u2").reshape(10, 2, 3)
+    path = tmp_path / "coded"
+    path.write_bytes(frames.tobytes())
+    plan = FramePlan(first=0, payload=12, dtype="|u1", decode=doubled)
+    source = PlanSource(header(10, (2, 3), "uint32", path), os.fspath(path), plan)
+    out = np.zeros((9, 2, 3), np.uint32)
+    source.frames(1, 10, out)
+    np.testing.assert_array_equal(out, 2 * frames[1:].astype(np.uint32))
+    source.close()
+
+
+def test_a_buffer_with_gaps_is_filled_too(tmp_path: Path) -> None:
+    frames = np.arange(24, dtype=">u2").reshape(4, 2, 3)
+    path = tmp_path / "gaps"
+    path.write_bytes(frames.tobytes())
+    source = PlanSource(header(4, (2, 3), "uint16", path), os.fspath(path), FramePlan(first=0, payload=12, dtype=">u2"))
+    wide = np.full((4, 2, 6), 9, np.uint16)
+    source.frames(0, 4, wide[:, :, ::2])
+    np.testing.assert_array_equal(wide[:, :, ::2], frames)
+    assert (wide[:, :, 1::2] == 9).all()
+    source.close()
+
+
+def test_a_record_without_its_mark_names_the_frame(tmp_path: Path) -> None:
+    path = tmp_path / "marks"
+    path.write_bytes(b"MQ1aaaa" * 3 + b"\0\0\0bbbb" + b"MQ1cccc")
+    plan = FramePlan(first=0, lead=3, payload=4, dtype="|u1", magic=b"MQ1")
+    source = PlanSource(header(5, (2, 2), "uint8", path), os.fspath(path), plan)
+    out = np.zeros((5, 2, 2), np.uint8)
+    source.frames(0, 3, out[:3])
+    source.frames(4, 5, out[4:])
+    with pytest.raises(MissingData) as caught:
+        source.frames(2, 5, out[2:])
+    assert caught.value.frame == 3
+    source.close()
