@@ -1,0 +1,53 @@
+"""The commented file that `emflow init` writes: every key with its default and why one would change it."""
+
+from __future__ import annotations
+
+_TEMPLATE = """\
+# emflow's configuration.  Every key is shown with its default; relative paths belong to this file's folder.
+# Look it over with: emflow check
+
+[service]
+state = "state"       # journal and lock; on a local disk, since its locks do not work on a share
+runs = "runs"         # run folders; compute nodes must see them under the same path
+results = "results"   # where finished results are copied to for people
+
+# One [[watch]] for each share.  It is only ever read.
+[[watch]]
+root = "incoming"     # folder that is watched, with everything below it
+share = ""            # its name in ids and results; empty: the folder's name.  Never change it later
+match = []            # patterns of files to take, such as "*.h5"; empty: the suffixes of all known formats
+ignore = [".*", "*.tmp", "*.part"]  # patterns of files to leave alone; they win over match
+recipe = "default"    # name of a built-in recipe, or the path of a TOML file
+
+[scan]
+active_s = 0.5        # folders where something is being written are read this often
+recent_s = 3.0        # folders where something was written lately
+whole_s = 15.0        # everything; bounds how late a file is noticed when the system gives no hints
+settle_s = 1.0        # rest before a file is believed whose format knows its own end
+stable_s = 5.0        # rest before a file is believed whose format does not
+stall_s = 60.0        # incomplete and unchanged for this long: stalled; goes on by itself if it changes
+quarantine_s = 3600.0 # incomplete and unchanged for this long: set aside for a person
+hints = "auto"        # auto, inotify or none; hints only make a scan happen sooner
+
+[transfer]
+stage = "copy"        # copy: work on a verified copy; none: read on the share itself (nodes must see it)
+workers = 2           # copies at the same time
+min_free = "1 GiB"    # wait rather than fill the disk of the run folders further than this
+
+[scheduler]
+use = "local"         # who runs the jobs; local: this machine through mpiexec
+ranks = 2             # MPI ranks of a job
+max_active = 1        # jobs at the same time
+time_limit_s = 3600   # a job is stopped after this
+attempts = 3          # tries before a person is asked
+poll_s = 0.2          # how often the jobs are looked at
+
+[log]
+level = "info"        # debug, info, warning or error
+json = false          # one JSON object a line, for machines
+"""
+
+
+def template() -> str:
+    """Text of a configuration that loads as it is and has only defaults."""
+    return _TEMPLATE
