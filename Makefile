@@ -1,0 +1,56 @@
+# make demo | make test | make test-slow | make lint | make bench | make clean
+# Everything is installed into .venv; PYTHON=... chooses the interpreter, otherwise the newest of 3.13, 3.12, 3.11.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+BENCH ?= detect transfer reduce scale
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed-notebook  ## Watch scans arrive and become images (no root, no services; about a minute)
+	@exec $(BIN)/emflow demo
+
+test: $(VENV)/.installed-test,bench  ## Run all tests that this machine can run in some minutes; says what it skips and why
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test,bench  ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test,bench  ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.installed-test,bench  ## Measure, as JSON on standard output; BENCH="detect reduce" chooses
+	@for part in $(BENCH); do $(BIN)/python -m benchmarks "$$part"; done
+
+clean:  ## Remove the environment and everything else that was made
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first interpreter that is new enough and can make environments; what is missing is said in plain words.
+$(BIN)/python:
+	@python=""; found=""; \
+	for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+	    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    found=$$candidate; \
+	    if "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [[ -z $$found ]]; then \
+	    echo "emflow needs Python 3.11 or newer, and there is none: apt-get install python3, or make PYTHON=/path/to/python" >&2; exit 1; fi; \
+	if [[ -z $$python ]]; then echo "$$found can't make environments (no ensurepip): apt-get install python3-venv" >&2; exit 1; fi; \
+	echo "making $(VENV) with $$("$$python" --version)"; \
+	rm -rf $(VENV); "$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# One stamp per set of extras; pip speaks only when something is wrong.
+$(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing emflow[$*] into $(VENV) (the first time takes a minute or two)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --editable '.[$*]'
+	@touch '$@'

@@ -1,0 +1,5 @@
+"""``python -m emflow`` is ``emflow``."""
+
+from emflow.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The demonstration: made-up scans arrive in a folder, and everything else is the real thing."""

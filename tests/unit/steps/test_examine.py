@@ -1,0 +1,225 @@
+"""Examine: complete, stalled, or never readable; judged by content, quiet, and whether anybody still writes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from emflow.records import AcquisitionState
+from emflow.steps.examine import examine
+
+S = AcquisitionState
+
+
+def test_a_closed_and_whole_file_is_believed_at_once(bench) -> None:
+    bench.save()
+    bench.look()
+    examine(bench.context)
+    found = bench.one()
+    assert (found.state, found.format, found.kind, found.frames) == (S.READY, "npy", "4d", 6)
+    assert bench.context.looks == {}
+
+
+def test_incomplete_then_stalled_then_quarantined_with_the_missing_frame(bench) -> None:
+    path = bench.save()
+    os.truncate(path, path.stat().st_size - 1)
+    bench.work(50)
+    assert bench.state() is S.GROWING
+    assert "frame 5" in bench.one().reason
+    bench.work(30)
+    assert bench.state() is S.STALLED
+    assert "frame 5" in bench.one().reason
+    bench.turn(3500)
+    assert bench.state() is S.STALLED
+    bench.turn(60)
+    assert bench.state() is S.QUARANTINED
+    assert "unchanged for" in bench.one().reason
+    assert "frame 5" in bench.one().reason
+    assert bench.told(bench.one().id) == ["noticed", "stalled", "quarantined"]
+
+
+def test_a_stalled_file_whose_rest_comes_is_done(bench) -> None:
+    path = bench.save()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    bench.work(70)
+    assert bench.state() is S.STALLED
+    path.write_bytes(whole)
+    bench.work(10)
+    assert bench.state() is S.DONE
+    assert bench.told(bench.one().id)[:4] == ["noticed", "stalled", "growing", "ready"]
+
+
+def test_stalled_and_complete_by_a_file_that_no_scan_looks_for(bench) -> None:
+    (bench.share / "scan.raw").write_bytes(bytes(2 * 3 * 8 * 9 * 2))
+    bench.work(70)
+    assert bench.state("scan.raw") is S.STALLED
+    (bench.share / "scan.json").write_text(json.dumps({"shape": [2, 3, 8, 9], "dtype": "<u2"}))
+    bench.work(10)
+    assert bench.state("scan.raw") is S.DONE
+    assert bench.told(bench.one("scan.raw").id)[:4] == ["noticed", "stalled", "growing", "ready"]
+
+
+def test_nonsense_is_judged_only_when_it_has_come_to_rest(bench) -> None:
+    path = bench.share / "scan.npy"
+    path.write_bytes(b"nonsense")
+    bench.look()
+    examine(bench.context)
+    assert bench.state() is S.GROWING
+    for n in range(4):  # a writer that is slow, but faster than the rest that is asked for
+        bench.clock.now += 0.9 * bench.scan.settle_s
+        with path.open("ab") as file:
+            file.write(b"%d" % n)
+        examine(bench.context)
+        assert bench.state() is S.GROWING
+    bench.clock.now += 1.1 * bench.scan.settle_s
+    examine(bench.context)
+    assert bench.state() is S.QUARANTINED
+
+
+def test_a_sidecar_that_comes_late_belongs_to_the_acquisition(bench, good) -> None:
+    (bench.share / "scan.raw").write_bytes(good.tobytes())
+    bench.work(5)
+    assert bench.state("scan.raw") is S.GROWING
+    assert "sidecar" in bench.one("scan.raw").reason
+    (bench.share / "scan.json").write_text(json.dumps({"shape": list(good.shape), "dtype": "<u2"}))
+    bench.work()
+    assert bench.state("scan.raw") is S.DONE
+    found = bench.one("scan.raw")
+    kept = bench.context.runs.read_acquisition(found.day, found.id).transfer
+    assert [m.relpath for m in kept.members] == [b"scan.raw", b"scan.json"]
+
+
+def test_a_file_that_vanishes_waits_for_nobody_and_may_come_back(bench) -> None:
+    path = bench.save()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    bench.work(2)
+    path.unlink()
+    bench.work(5)
+    (look,) = bench.context.looks.values()
+    assert not look.waiting
+    assert bench.state() is S.GROWING
+    path.write_bytes(whole)
+    bench.work()
+    assert bench.state() is S.DONE
+
+
+def test_a_file_that_stays_away_is_stalled_unless_its_share_is(bench) -> None:
+    path = bench.save()
+    os.truncate(path, 300)
+    bench.save("other.npy")
+    bench.work(5)
+    bench.share.rename(bench.folder / "away")
+    bench.work(200)
+    assert bench.state() is S.GROWING
+    (bench.folder / "away").rename(bench.share)
+    path.unlink()
+    bench.work(50)
+    assert bench.state() is S.GROWING
+    bench.work(30)
+    assert bench.state() is S.STALLED
+    assert "gone" in bench.one().reason
+    bench.save()
+    bench.work(10)
+    assert bench.state() is S.DONE
+
+
+def test_a_file_that_its_writer_still_has_open_is_not_complete(bench) -> None:
+    path = bench.save()
+    with path.open("r+b"):
+        bench.work(30)
+        assert bench.state() is S.GROWING
+        assert "open" in bench.one().reason
+    bench.work(5)
+    assert bench.state() is S.DONE
+
+
+def test_a_file_that_is_open_and_unchanged_keeps_nobody_waiting_for_ever(bench) -> None:
+    path = bench.save()
+    with path.open("r+b"):
+        bench.work(2)
+        (look,) = bench.context.looks.values()
+        assert look.waiting
+        bench.work(10)
+        assert not look.waiting
+        os.utime(path)
+        bench.work(2)
+        (look,) = bench.context.looks.values()
+        assert look.waiting
+
+
+def test_a_file_that_is_mapped_for_writing_is_not_complete_though_its_descriptor_is_closed(bench) -> None:
+    path = bench.save()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    fd = os.open(path, os.O_RDWR)
+    size = path.stat().st_size
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    os.close(fd)
+    assert address not in (None, ctypes.c_void_p(-1).value)
+    try:
+        bench.work(30)
+        assert bench.state() is S.GROWING
+    finally:
+        libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+    bench.work(5)
+    assert bench.state() is S.DONE
+
+
+def test_a_format_that_cannot_tell_its_end_has_to_rest_for_a_while(bench, good) -> None:
+    with h5py.File(bench.share / "scan.h5", "w") as file:
+        file["data"] = good
+    bench.look()
+    examine(bench.context)
+    rule = bench.prober.probe(str(bench.share / "scan.h5"))[1].rule
+    assert (rule, bench.state("scan.h5")) == ("stability", S.GROWING)
+    bench.clock.now += 1.1 * bench.scan.settle_s
+    examine(bench.context)
+    assert bench.state("scan.h5") is S.READY
+
+
+def test_a_look_is_not_repeated_before_it_is_due(bench) -> None:
+    path = bench.save()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    bench.look()
+    examine(bench.context)
+    path.write_bytes(whole)
+    bench.clock.now += 0.5 * bench.scan.active_s
+    examine(bench.context)
+    assert bench.state() is S.GROWING
+    bench.clock.now += bench.scan.active_s
+    examine(bench.context)
+    assert bench.state() is S.READY
+
+
+def test_a_service_that_was_killed_takes_its_looks_up_again(bench) -> None:
+    path = bench.save()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    bench.work(2)
+    path.write_bytes(whole)
+    bench.open()
+    bench.work()
+    assert bench.state() is S.DONE
+
+
+@pytest.mark.parametrize("name", ["scan.npy", "deep/er/scan.npy"])
+def test_members_are_told_by_their_path_on_the_share(bench, name: str, good) -> None:
+    path = bench.share / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, good)
+    bench.work()
+    found = bench.one(name)
+    (member,) = bench.context.runs.read_acquisition(found.day, found.id).transfer.members
+    assert member.relpath == name.encode()
+    assert Path(bench.context.runs.read_acquisition(found.day, found.id).transfer.path).is_relative_to(bench.folder)
