@@ -1,0 +1,24 @@
+#!/bin/bash
+# Installs what the tests need from Debian or Ubuntu: strace, shellcheck, and venv for Python.  Safe to run again.
+set -euo pipefail
+
+missing=()
+command -v strace >/dev/null || missing+=(strace)
+command -v shellcheck >/dev/null || missing+=(shellcheck)
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+
+if [[ ${#missing[@]} -eq 0 ]]; then
+    echo "setup-debian: nothing is missing"
+    exit 0
+fi
+if [[ $(id -u) -ne 0 ]]; then
+    echo "setup-debian: missing: ${missing[*]}; as root: apt-get install ${missing[*]}" >&2
+    exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+    # a fresh image has no package lists
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+echo "setup-debian: installed ${missing[*]}"
