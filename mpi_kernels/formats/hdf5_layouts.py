@@ -126,9 +126,11 @@ def _hyperspy(contents: Contents, path: str) -> Found | None:
 def _navigation_first(found: Sequence[Any], path: str) -> None:
     """A HyperSpy file can hold spectra: its last two axes, and only they, must be the signal's."""
     flags = [attribute(a, "navigate") for a in found if a is not None]
-    if flags and all(f is not None for f in flags) and len(flags) > 2 and sum(not bool(f) for f in flags) != 2:
+    if len(flags) <= 2 or any(f is None for f in flags):
+        return
+    if [bool(f) for f in flags] != [True] * (len(flags) - 2) + [False, False]:
         raise FormatError(
-            "its signal is not two-dimensional, so it holds no frames",
+            "its signal is not the last two axes of the array, so it holds no frames",
             path=path,
             next_step="set the signal axes with signal.transpose(signal_axes=2) and save again",
         )

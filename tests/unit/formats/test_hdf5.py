@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emflow.synthetic import ExactScan, Pace, write_emd, write_nion_h5, write_nxdata
+from emflow.synthetic import ExactScan, Pace, write_emd, write_hspy, write_nion_h5, write_nxdata
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete, MissingData, NotThisFormat
 from mpi_kernels.formats import hdf5_source
@@ -389,7 +389,7 @@ def _swift(properties: str) -> Callable[[h5py.File], None]:
     ("fill", "words"),
     [
         (_two, "several datasets"),
-        (_spectrum, "not two-dimensional"),
+        (_spectrum, "not the last two axes"),
         (_swift("{"), "not JSON"),
         (_swift("[]"), "no JSON object"),
         (_swift('{"datum_dimension_count": 1}'), "frames have 2"),
@@ -492,3 +492,15 @@ def test_a_large_scan_without_its_last_row_is_told_in_one_pass(tmp_path: Path) -
     with pytest.raises(Incomplete) as caught:
         Hdf5().probe(str(path))
     assert caught.value.frame == 255 * 256
+
+
+def test_a_hyperspy_file_with_its_signal_first_is_not_turned_silently(tmp_path: Path) -> None:
+    path = write_hspy(ExactScan((6, 8), (3, 5), "uint8"), tmp_path / "scan.hspy")
+    with h5py.File(path, "r+") as file:
+        axes: list[h5py.Group] = []
+        file.visititems(lambda name, item: axes.append(item) if "navigate" in item.attrs else None)
+        assert len(axes) == 4
+        for axis in axes:
+            axis.attrs["navigate"] = not axis.attrs["navigate"]
+    with pytest.raises(FormatError, match="not the last two axes"):
+        Hdf5().probe(str(path))
