@@ -218,3 +218,9 @@ def test_an_image_passes_unchanged(kernel: SimpleNamespace, dtype: str) -> None:
     want = {"min": good.min(), "max": good.max(), "mean": good.mean(), "std": good.std(), "sum": good.sum()}
     assert {k: found.scalars["image"][k] for k in want} == pytest.approx(want, rel=1e-12)
     assert found.scalars["image"]["not_finite"] == data.size - good.size
+
+
+def test_pixels_need_not_be_square(kernel: SimpleNamespace) -> None:
+    axes = {"det_axes": (Axis(name="qy", scale=0.5, unit="mrad"), Axis(name="qx", scale=1.0, unit="mrad"))}
+    region = weights(kernel, (17, 17), axes, radius=3.0, unit="mrad")
+    assert (region[:, 8].sum(), region[8].sum()) == (13, 7)  # 6 pixels of 0.5 mrad up and down, 3 of 1 mrad sideways
