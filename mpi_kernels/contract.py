@@ -9,10 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal
 
 SCHEMA = 1
 """Version of every JSON file; a reader refuses a version that it does not know."""

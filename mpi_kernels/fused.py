@@ -21,10 +21,7 @@ from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.regions import Regions
 from mpi_kernels.terms import Key, unique
-from mpi_kernels.weights import Weights, largest
-
-EXACT = 1 << 53
-"""Integers up to here are float64 numbers (IEEE 754)."""
+from mpi_kernels.weights import EXACT, Weights, largest
 
 STRIP_PIXELS = 1 << 18
 """Pixels that are turned into float64 at a time (2 MiB), to stay in a core's second-level cache."""
