@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from emflow import __version__
-from emflow.config import Config
+from emflow.config import OWN_FOLDERS, Config
 from emflow.errors import EmflowError, printable
 from emflow.recipes import load_recipe
 from emflow.registry import Group, load, names
@@ -21,10 +21,11 @@ from emflow.schedulers.protocol import Finding
 from emflow.transfer import free_bytes
 from emflow.watch.hints import choose
 
-PACKAGES = ("numpy", "h5py", "hdf5plugin", "mpi4py", "mpich", "msgspec", "xxhash", "inotify-simple", "click", "rich")
+_NUMBERS = ("numpy", "h5py", "hdf5plugin", "mpi4py", "mpich")
+PACKAGES = (*_NUMBERS, "msgspec", "xxhash", "inotify-simple", "Pyro5", "click", "rich")
 EXTRAS = {
     "matplotlib": "notebook",
-    "Pyro5": "microscope",
+    "cryptography": "microscope",
     "pyslurm": "slurm",
     "cupy-cuda12x": "gpu",
     "rosettasciio": "formats",
@@ -37,7 +38,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield Finding(part="emflow", ok=True, found=f"{__version__}, Python {platform.python_version()}, {sys.executable}")
     yield from _packages()
     yield from _plugins()
-    for name in ("state", "runs", "results"):
+    for name in OWN_FOLDERS:
         yield _folder(name, getattr(config.service, name))
     yield _space(config)
     for watch in config.watch:
@@ -72,7 +73,7 @@ def _version(package: str) -> str | None:
 
 
 def _plugins() -> Iterator[Finding]:
-    groups: tuple[Group, ...] = ("formats", "reductions", "schedulers")
+    groups: tuple[Group, ...] = get_args(Group)
     for group in groups:
         bad = []
         for name in names(group):

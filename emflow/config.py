@@ -5,104 +5,33 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 
 from emflow import registry, tomlfile
+from emflow.config_tables import (
+    OWN_FOLDERS,
+    AgentSettings,
+    Bytes,
+    Config,
+    File,
+    LogSettings,
+    MicroscopeSettings,
+    ScanSettings,
+    SchedulerSettings,
+    ServiceSettings,
+    TransferSettings,
+    Watch,
+)
 from emflow.config_template import template
 from emflow.errors import ConfigError
 from emflow.recipes import recipe_file
 
-DAY_S = 86400.0
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
-
-# The upper bound also refuses inf, which TOML can write; nan fails every comparison.
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=30 * DAY_S)]
-
-
-class Bytes(int):
-    """A number of bytes; in the file a whole number or text such as ``"1 GiB"``."""
-
-
-class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[service]``: the service's own folders; relative ones belong to the folder of the file."""
-
-    state: Path = Path("state")
-    runs: Path = Path("runs")
-    results: Path = Path("results")
-
-
-class Watch(msgspec.Struct, frozen=True, kw_only=True):
-    """``[[watch]]``: one share whose new files become acquisitions.
-
-    ``match`` empty means the suffixes of all formats; ``ignore`` wins over ``match``.  ``share`` is the folder's name
-    unless it is given, and is part of every acquisition's id.
-    """
-
-    root: Path
-    share: str = ""
-    match: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = (".*", "*.tmp", "*.part")
-    recipe: str = "default"
-
-
-class ScanSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[scan]``: how often folders are read, and how long a file must rest before it is believed."""
-
-    active_s: Seconds = 0.5
-    recent_s: Seconds = 3.0
-    whole_s: Seconds = 15.0
-    settle_s: Seconds = 1.0
-    stable_s: Seconds = 5.0
-    stall_s: Seconds = 60.0
-    quarantine_s: Seconds = 3600.0
-    hints: Literal["auto", "inotify", "none"] = "auto"
-
-
-class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[transfer]``: the verified copy."""
-
-    stage: Literal["copy", "none"] = "copy"
-    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
-    min_free: Bytes = Bytes(1 << 30)
-
-
-class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[scheduler]``: who runs the jobs, and how much one may use."""
-
-    use: str = "local"
-    ranks: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 2
-    max_active: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
-    time_limit_s: Annotated[int, msgspec.Meta(ge=1, le=int(30 * DAY_S))] = 3600
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 3
-    poll_s: Seconds = 0.2
-
-
-class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[log]``: what is told on stderr."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    json: bool = False
-
-
-class _File(msgspec.Struct, frozen=True, kw_only=True):
-    """The tables that ``emflow.toml`` may have."""
-
-    watch: tuple[Watch, ...]
-    service: ServiceSettings = ServiceSettings()
-    scan: ScanSettings = ScanSettings()
-    transfer: TransferSettings = TransferSettings()
-    scheduler: SchedulerSettings = SchedulerSettings()
-    log: LogSettings = LogSettings()
-
-
-class Config(_File, frozen=True, kw_only=True):
-    """All of ``emflow.toml``, checked, with absolute paths; ``folder`` is where the file lies."""
-
-    folder: Path
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -114,7 +43,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         With the file and line, what is wrong, and what was probably meant.
     """
     document = tomlfile.read(Path(path), next_step="Write one with: emflow init")
-    written = document.convert(_File, _convert)
+    written = document.convert(File, _convert)
     folder = Path(os.path.normpath(Path(path).absolute().parent))
     config = Config(
         folder=folder,
@@ -123,6 +52,8 @@ def load(path: str | os.PathLike[str]) -> Config:
         scan=written.scan,
         transfer=written.transfer,
         scheduler=written.scheduler,
+        microscope=_microscope(document, written, folder),
+        agent=written.agent,
         log=written.log,
     )
     _check(document, config)
@@ -166,6 +97,7 @@ def _service(service: ServiceSettings, folder: Path) -> ServiceSettings:
         state=_absolute(folder, service.state),
         runs=_absolute(folder, service.runs),
         results=_absolute(folder, service.results),
+        experiments=_absolute(folder, service.experiments),
     )
 
 
@@ -187,6 +119,20 @@ def _watch(document: tomlfile.Document, number: int, watch: Watch, folder: Path)
     except ConfigError as error:
         raise document.error(("watch", number, "recipe"), error.message, next_step=error.next_step) from None
     return msgspec.structs.replace(watch, root=root, share=share)
+
+
+def _microscope(document: tomlfile.Document, written: File, folder: Path) -> MicroscopeSettings:
+    shares = [w.share or _absolute(folder, w.root).name for w in written.watch]
+    for table, address in (("microscope", written.microscope.address), ("agent", written.agent.address)):
+        found = _ADDRESS.fullmatch(address)
+        if found is None or int(found["port"]) > 65535:
+            raise document.error((table, "address"), f"expected host:port, got {address!r:.60}")
+    share = written.microscope.share or (shares[0] if shares else "")
+    if written.microscope.share and share not in shares:
+        raise document.error(
+            ("microscope", "share"), f"no share is called {share!r}", next_step=f"known: {', '.join(shares)}"
+        )
+    return msgspec.structs.replace(written.microscope, share=share)
 
 
 def _absolute(folder: Path, path: Path) -> Path:
@@ -235,7 +181,7 @@ def _check_roots(document: tomlfile.Document, watches: tuple[Watch, ...]) -> Non
 
 def _check_folders(document: tomlfile.Document, config: Config) -> None:
     """Keep the service's own folders outside every share: it would find its own files, and a share is only read."""
-    own = {name: Path(os.path.realpath(getattr(config.service, name))) for name in ("state", "runs", "results")}
+    own = {name: Path(os.path.realpath(getattr(config.service, name))) for name in OWN_FOLDERS}
     for name, path in own.items():
         for number, watch in enumerate(config.watch):
             root = Path(os.path.realpath(watch.root))
@@ -248,13 +194,16 @@ def _check_folders(document: tomlfile.Document, config: Config) -> None:
                     next_step="Keep them apart: a share is only ever read",
                 )
     if len(set(own.values())) < len(own):
-        raise document.error(("service",), "state, runs and results in [service] must be three different folders")
+        raise document.error(("service",), f"{', '.join(OWN_FOLDERS)} in [service] must be different folders")
 
 
 __all__ = [
+    "OWN_FOLDERS",
+    "AgentSettings",
     "Bytes",
     "Config",
     "LogSettings",
+    "MicroscopeSettings",
     "ScanSettings",
     "SchedulerSettings",
     "ServiceSettings",

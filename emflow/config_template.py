@@ -10,6 +10,7 @@ _TEMPLATE = """\
 state = "state"       # journal and lock; on a local disk, since its locks do not work on a share
 runs = "runs"         # run folders; compute nodes must see them under the same path
 results = "results"   # where finished results are copied to for people
+experiments = "experiments"  # one folder with its log for each experiment of the agent
 
 # One [[watch]] for each share.  It is only ever read.
 [[watch]]
@@ -41,6 +42,21 @@ max_active = 1        # jobs at the same time
 time_limit_s = 3600   # a job is stopped after this
 attempts = 3          # tries before a person is asked
 poll_s = 0.2          # how often the jobs are looked at
+
+# The control plane: only needed where results steer a microscope (emflow agent).
+[microscope]
+address = "127.0.0.1:7763"  # where its server listens (emflow microscope serve)
+share = ""            # the share that it writes to; empty: the first one
+patience_s = 60.0     # how long a cut connection is waited for
+
+[agent]
+mode = "propose"      # observe, propose, approve (asks before each decision is carried out) or auto
+address = "127.0.0.1:0"  # where the agent listens for pause, resume, approve, stop; port 0: any free one
+max_acquisitions = 20 # an experiment ends after this many; here and below 0 means without bound
+max_dose_e = 0.0      # electrons on the specimen
+max_time_s = 0.0      # seconds
+no_improvement = 4    # decisions in a row that do not come nearer to the target
+result_timeout_s = 600.0  # how long a result is waited for before the experiment fails
 
 [log]
 level = "info"        # debug, info, warning or error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from emflow.config import Config, Watch, default_match
+from emflow.config import OWN_FOLDERS, Config, Watch, default_match
 from emflow.errors import Busy, JournalError, JournalFull
 from emflow.journal import Journal
 from emflow.prober import Prober
@@ -157,8 +157,9 @@ def load_looks(context: Context) -> None:
 @contextlib.contextmanager
 def open_pipeline(config: Config) -> Iterator[Pipeline]:
     """Put the parts together, with the lock on the state folder first; everything is closed again on the way out."""
-    for folder in (config.service.state, config.service.runs, config.service.results):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    for name in OWN_FOLDERS:
+        folder: Path = getattr(config.service, name)
+        folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(config.service.state))
         runs = RunFolders(config.service.runs)

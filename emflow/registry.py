@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from emflow.errors import ConfigError
 
-Group = Literal["formats", "reductions", "schedulers"]
+Group = Literal["formats", "reductions", "schedulers", "microscopes", "policies"]
+
+ONE_OF: dict[Group, str] = {
+    "formats": "format",
+    "reductions": "reduction",
+    "schedulers": "scheduler",
+    "microscopes": "microscope",
+    "policies": "policy",
+}
 
 
 @functools.cache
@@ -30,9 +38,7 @@ def target(group: Group, name: str) -> str:
     if name not in found:
         near = difflib.get_close_matches(name, found, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(
-            f"no {group.removesuffix('s')} is called {name!r}", next_step=f"{hint}known: {', '.join(found)}"
-        )
+        raise ConfigError(f"no {ONE_OF[group]} is called {name!r}", next_step=f"{hint}known: {', '.join(found)}")
     return found[name].value
 
 
@@ -43,4 +49,4 @@ def load(group: Group, name: str) -> Any:
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{group.removesuffix('s')} {name!r} ({where}) can't be loaded: {error}") from error
+        raise ConfigError(f"{ONE_OF[group]} {name!r} ({where}) can't be loaded: {error}") from error

@@ -39,7 +39,8 @@ class EventLog:
         self._trace, self._subject = trace, subject
         self._host, self._pid = host_name(), os.getpid()
         self.path = Path(folder) / f"events-{self._host}-{self._pid}.jsonl"
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # what Unix and Windows have
         self._fd = os.open(self.path, flags, 0o644)
         # a process id can come back on the same host: go on counting, so that (host, pid, seq) stays unique
         before = self.path.read_bytes()

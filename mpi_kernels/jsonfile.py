@@ -55,7 +55,7 @@ def publish(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(target)
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -63,7 +63,9 @@ def publish(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make renames in a folder survive a power cut."""
+    """Make renames in a folder survive a power cut; Windows opens no folders, and has NTFS's own journal for them."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

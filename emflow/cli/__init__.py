@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("emflow.cli.look:trace", "Show everything that happened to one acquisition, with times."),
     "retry": ("emflow.cli.mend:retry", "Try again what was set aside, or run a finished one once more."),
     "rebuild": ("emflow.cli.mend:rebuild", "Make the journal anew from the run folders."),
+    "microscope": ("emflow.cli.microscope:microscope", "Serve a microscope, look at it, abort, stop."),
     "check": ("emflow.cli.setup:check", "Say what is found, what is missing and how to fix it."),
     "init": ("emflow.cli.setup:init", "Write a commented emflow.toml."),
     "demo": ("emflow.cli.demo:demo", "Show the whole way on made-up scans, in a temporary folder."),

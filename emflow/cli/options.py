@@ -14,8 +14,8 @@ from emflow.config import Config, load
 from emflow.journal import Journal
 from emflow.log import set_up
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What a terminal, an operator and a closed connection send to end a command."""
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What a terminal, an operator and a closed connection send to end a command; Windows has no SIGHUP."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 

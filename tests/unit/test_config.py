@@ -32,9 +32,8 @@ def refused(folder, text):
 def test_the_least_is_a_folder_to_watch(tmp_path):
     made = load(tmp_path, LEAST)
     assert made.folder == tmp_path
-    assert made.service == config.ServiceSettings(
-        state=tmp_path / "state", runs=tmp_path / "runs", results=tmp_path / "results"
-    )
+    assert made.service == config.ServiceSettings(**{name: tmp_path / name for name in config.OWN_FOLDERS})
+    assert (made.microscope.share, made.agent.mode) == ("incoming", "propose")
     [watch] = made.watch
     assert (watch.root, watch.share, watch.match, watch.recipe) == (tmp_path / "incoming", "incoming", (), "default")
     assert made.transfer.min_free == 1 << 30
@@ -112,7 +111,10 @@ def test_relative_paths_belong_to_the_file_and_home_is_known(tmp_path, monkeypat
         ('[service]\nruns = "in/runs"\n[[watch]]\nroot = "in"\n', 2, "runs folder"),
         ('[[watch]]\nroot = "."\nshare = "x"\n', 2, "lies inside the watched folder"),
         ('[[watch]]\nroot = "results/raw"\n', 2, "lies around the watched folder"),
-        ('[service]\nruns = "x"\nstate = "./x"\n' + LEAST, 1, "must be three different folders"),
+        (LEAST + '[microscope]\nshare = "other"\n', 4, "no share is called 'other'"),
+        (LEAST + '[microscope]\naddress = "scope"\n', 4, "expected host:port"),
+        (LEAST + '[agent]\naddress = "127.0.0.1:70000"\n', 4, "expected host:port"),
+        ('[service]\nruns = "x"\nstate = "./x"\n' + LEAST, 1, "must be different folders"),
         ('[[watch]]\nroot = "a\n', 2, "not TOML: "),
         ("[[watch]]\nroot = 1\nroot = 2\n", 3, "not TOML: Cannot overwrite a value"),
         ("[[watch]]\n\n\nroot = ", 4, "not TOML: "),

@@ -1,0 +1,1 @@
+"""A microscope of arithmetic: hidden aberrations, drift and dose noise, writing real files."""

@@ -1,0 +1,205 @@
+"""The serving side of `emflow.rpc`: a Pyro5 daemon that reads and answers every message itself."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from emflow import rpc_wire
+from emflow.errors import EmflowError, printable
+
+Role = Literal["operator", "agent", "viewer"]
+
+VERSION = 1
+SERPENT = 1
+"""Number of the only serializer that is spoken, in Pyro5's header."""
+
+_log = logging.getLogger("emflow.rpc")
+_serving = threading.local()
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is calling, as the connection's hello said."""
+
+    role: Role
+    name: str
+
+
+def caller() -> Caller:
+    """Who made the call that this thread is serving; RuntimeError outside of one."""
+    found = getattr(_serving, "caller", None)
+    if found is None:
+        raise RuntimeError("no call is being served")
+    return found  # type: ignore[no-any-return]
+
+
+def refusal(code: str, reason: str) -> dict[str, Any]:
+    """What a method replies that may not or can't; `Connection.call` makes `Refused` of it."""
+    return {"code": code, "reason": reason}
+
+
+def daemon_class() -> Any:
+    """The daemon, defined where Pyro5 is loaded: its base class can't be named before."""
+    pyro5 = rpc_wire.pyro()
+    protocol = pyro5.protocol
+    stock: Any = pyro5.api.Daemon
+
+    class Daemon(stock):  # type: ignore[misc]
+        """Pyro5's threads and sockets; every message is read and answered by the functions below."""
+
+        def __init__(self, host: str, port: int, methods: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
+            self._methods = methods
+            self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+            self.ended = False
+            super().__init__(host, port)
+
+        def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
+            if denied_reason:  # too many connections; this runs in the thread that accepts, so it must not wait
+                _log.warning("a connection was closed at once: %s", denied_reason)
+                return False
+            conn.settimeout(rpc_wire.HELLO_S)
+            accepted = _greeted(pyro5, conn, self._methods)
+            if accepted is None:
+                return False
+            conn.emflow = accepted
+            conn.settimeout(rpc_wire.IDLE_S)
+            self._open.add(conn)
+            if self.ended:
+                conn.close()
+            return True
+
+        def handleRequest(self, conn: Any) -> None:  # noqa: N802 - Pyro5's name
+            try:
+                seq, data = _receive(pyro5, conn, protocol.MSG_INVOKE, rpc_wire.MAX_MESSAGE)
+            except ValueError as error:
+                _log.warning("a connection was cut: %s", printable(str(error)))
+                raise pyro5.errors.SecurityError("refused") from None  # Pyro5 closes the connection
+            who, methods = conn.emflow
+            reply = _packed(_served(who, methods, data))
+            conn.send(protocol.SendingMessage(protocol.MSG_RESULT, 0, seq, SERPENT, reply).data)
+
+        def shutdown(self) -> None:
+            self.ended = True
+            self.cut()
+            super().shutdown()
+
+        def close(self) -> None:
+            self.ended = True
+            super().close()
+
+        def cut(self) -> None:
+            """Close every connection; their threads end."""
+            for conn in list(self._open):
+                conn.close()
+
+    return Daemon
+
+
+def _greeted(
+    pyro5: Any, conn: Any, objects: Mapping[str, Mapping[str, Callable[..., Any]]]
+) -> tuple[Caller, Mapping[str, Callable[..., Any]]] | None:
+    """Who is there and what they may call, after a hello was read and answered; None: it was denied."""
+    protocol = pyro5.protocol
+    seq, accepted = 0, None
+    try:
+        seq, data = _receive(pyro5, conn, protocol.MSG_CONNECT, rpc_wire.MAX_HELLO)
+        accepted = _hello(data, objects)
+        meta = {"methods": sorted(accepted[1]), "oneway": [], "attrs": []}
+        reply: object = {"handshake": {"emflow": VERSION}, "meta": meta}
+    except ValueError as error:
+        reply = printable(str(error))
+        _log.warning("a connection was refused: %s", reply)
+    kind = protocol.MSG_CONNECTFAIL if accepted is None else protocol.MSG_CONNECTOK
+    conn.send(protocol.SendingMessage(kind, 0, seq, SERPENT, rpc_wire.dumps(reply)).data)
+    return accepted
+
+
+def _receive(pyro5: Any, conn: Any, kind: int, limit: int) -> tuple[int, bytes]:
+    """Sequence number and payload of one message; ValueError where its header has what is not spoken here."""
+    try:
+        message = pyro5.protocol.ReceivingMessage(conn.recv(40))
+    except pyro5.errors.ConnectionClosedError:
+        raise
+    except pyro5.errors.ProtocolError as error:
+        raise ValueError(str(error)) from None
+    if message.type != kind:
+        raise ValueError(f"a message of type {message.type}, not {kind}")
+    if message.serializer_id != SERPENT:
+        raise ValueError("only serpent is spoken here")
+    if message.flags & ~pyro5.protocol.FLAGS_CORR_ID or message.annotations_size:
+        raise ValueError("neither flags nor annotations are accepted (compressed, one-way, batch)")
+    if message.data_size > limit:
+        raise ValueError(f"a message of {message.data_size} bytes; {limit} are accepted")
+    return message.seq, conn.recv(message.data_size)
+
+
+def _hello(
+    data: bytes, objects: Mapping[str, Mapping[str, Callable[..., Any]]]
+) -> tuple[Caller, Mapping[str, Callable[..., Any]]]:
+    said = rpc_wire.loads(data)
+    if not isinstance(said, dict) or not isinstance(said.get("object"), str):
+        raise ValueError("not a hello")
+    hello = said.get("handshake")
+    if not isinstance(hello, dict) or hello.keys() != {"emflow", "role", "name"}:
+        raise ValueError('not a hello of emflow: {"emflow": 1, "role": ..., "name": ...}')
+    if type(hello["emflow"]) is not int or hello["emflow"] != VERSION:
+        raise ValueError(f"version {str(hello['emflow'])[:20]} of emflow's calls is not {VERSION}")
+    role, name = hello["role"], hello["name"]
+    if role not in get_args(Role):
+        raise ValueError(f"role {str(role)[:40]!r}: expected one of {', '.join(get_args(Role))}")
+    if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
+        raise ValueError("the name must be 1 to 64 printable characters")
+    if said["object"] not in objects:
+        raise ValueError(f"no object is called {said['object'][:80]!r}")
+    return Caller(role=role, name=name), objects[said["object"]]
+
+
+def _served(who: Caller, methods: Mapping[str, Callable[..., Any]], data: bytes) -> object:
+    """The reply to one call, or a refusal; never an exception."""
+    try:
+        _, method, arguments, named = rpc_wire.loads(data)
+        if not isinstance(method, str) or not isinstance(arguments, (list, tuple)) or named:
+            raise ValueError("expected a method and a list of arguments")
+    except (ValueError, TypeError) as error:
+        return refusal("malformed", printable(str(error)))
+    if method not in methods:
+        return refusal("unknown-method", f"no method is called {printable(method[:80])!r}")
+    _serving.caller = who
+    try:
+        return methods[method](*arguments)
+    except EmflowError as error:
+        _log.warning("%s: %s", method, printable(str(error)))
+        return refusal("unavailable" if error.retryable else "failed", printable(str(error)))
+    except Exception as error:  # noqa: BLE001 - a bug; its text may hold paths, so it stays here
+        if isinstance(error, TypeError) and not _fits(methods[method], arguments):
+            return refusal("malformed", f"{method} does not take {len(arguments)} arguments")
+        _log.exception("%s failed for %s %s", method, who.role, printable(who.name))
+        return refusal("internal", f"{method} failed; the server's log says why")
+    finally:
+        _serving.caller = None
+
+
+def _fits(method: Callable[..., Any], arguments: Sequence[object]) -> bool:
+    try:
+        inspect.signature(method).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _packed(reply: object) -> bytes:
+    try:
+        data = rpc_wire.pack(reply)
+    except (TypeError, ValueError):
+        _log.exception("a reply can't cross the wire")
+        data = rpc_wire.pack(refusal("internal", "the reply can't cross the wire; the server's log says why"))
+    if len(data) > rpc_wire.MAX_MESSAGE:
+        _log.error("a reply of %d bytes is too large", len(data))
+        data = rpc_wire.pack(refusal("internal", f"a reply of {len(data)} bytes is too large"))
+    return data
