@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from emflow.microscope.sidecar import command_of, sidecar_path
+from emflow.microscope.sidecar import read as read_note
 from emflow.records import AcquisitionState, Fingerprint
 from emflow.steps.context import Context, Look, log
 from emflow.steps.notice import forget, quarantine
@@ -47,11 +49,39 @@ def _examine(context: Context, look: Look) -> None:
     if link is not None:
         quarantine(context, acquisition, f"{printable(Path(link).name)} {LINK}")
         return
+    try:
+        noted = _noted(path, header) if command_of(acquisition.relpath) is not None else False
+    except KernelError as error:
+        _not_yet(context, look, main, error)
+        return
     look.waiting = True
-    if _settled(context, look, header):
+    if noted or _settled(context, look, header):
         _ready(context, look, main, name, header)
     else:
         look.due = min(look.due, context.clock() + scan.settle_s)
+
+
+def _noted(path: Path, header: Header) -> bool:
+    """Whether the microscope's server says that a commanded scan is whole: then nothing has to rest.
+
+    Raises
+    ------
+    Incomplete
+        Its note is not there yet; nothing else can say that a commanded scan is whole.
+    FormatError
+        The note is of something else than lies beside it.
+    """
+    try:
+        note = read_note(path)
+    except (ValueError, OSError) as error:
+        raise FormatError(f"the note of the scan can't be read: {error}", path=sidecar_path(path)) from error
+    if note is None or not note.complete:
+        raise Incomplete(f"waits for {sidecar_path(path).name}, with which the microscope's server ends a scan")
+    said = (note.command, note.path.rpartition("/")[2], note.kind, note.scan_shape, note.det_shape, note.frames)
+    found = (command_of(os.fsencode(path)), path.name, header.kind, header.scan_shape, header.det_shape, header.frames)
+    if said != found:
+        raise FormatError(f"its note tells of {said}, the file is {found}", path=path)
+    return True
 
 
 def _vanished(context: Context, look: Look) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 
 from emflow.errors import Unavailable
+from emflow.microscope.sidecar import command_of, command_of_note
 from emflow.records import Acquisition, AcquisitionState, Fingerprint, acquisition_id
 from emflow.steps.context import Context, Look, Watched, log
 from emflow.watch.walk import Sighting
@@ -52,6 +53,10 @@ def _hasten(context: Context, watched: Watched, closed: Collection[bytes]) -> No
         known = context.journal.latest(watched.share, relpath)
         if known is not None and known.id in context.looks:
             context.looks[known.id].due = 0.0
+        elif (command := command_of_note(relpath)) is not None:
+            for look in context.looks.values():
+                if look.acquisition.trace == command:
+                    look.due = 0.0
 
 
 def _sight(context: Context, watched: Watched, sighting: Sighting) -> None:
@@ -76,7 +81,7 @@ def _add(context: Context, watched: Watched, sighting: Sighting, *, generation: 
         generation=generation,
         state=AcquisitionState.GROWING,
         day=datetime.fromtimestamp(now / 1e9, UTC).date().isoformat(),
-        trace=key,
+        trace=command_of(sighting.relpath) or key,  # from the command that made it to the one that it leads to
         seen_ns=now,
         changed_ns=now,
         fingerprint=sighting.fingerprint,

@@ -9,7 +9,7 @@ import time
 
 from inotify_simple import INotify, flags, parse_events
 
-from emflow.watch.names import is_temporary
+from emflow.watch.names import is_note, is_temporary
 from emflow.watch.waiting import RESCAN, Rescan, Waker
 
 # Not MODIFY: a growing file would wake the loop at every write, and its folder is scanned at the quick pace anyway.
@@ -83,7 +83,7 @@ class InotifyHints:
                 return self._take()
 
     def closed(self) -> frozenset[bytes]:
-        """Files that were closed after writing or renamed into place since last asked."""
+        """Files and notes of commanded scans that were closed after writing or renamed into place since last asked."""
         closed, self._closed = frozenset(self._closed), set()
         return closed
 
@@ -134,7 +134,7 @@ class InotifyHints:
                 self._unwatch(relpath)
             elif mask & (flags.CREATE | flags.MOVED_TO) and not _hidden(name):
                 self._watch(relpath)
-        elif not _hidden(name) and not mask & flags.MOVED_FROM:
+        elif not mask & flags.MOVED_FROM and (not _hidden(name) or is_note(os.fsdecode(name))):
             self._dirty.add(folder)
             if mask & (flags.CLOSE_WRITE | flags.MOVED_TO):
                 self._closed.add(relpath)

@@ -13,6 +13,8 @@ _TEMPORARY = re.compile(r"\..*|~\$.*|.*\.part", re.IGNORECASE | re.DOTALL)
 _OURS = re.compile(r".*_emflow\.[^.]+|.*\.emflow\.json", re.IGNORECASE | re.DOTALL)
 """Results (``<acquisition>_emflow.h5`` and its preview) and the notes that emflow's microscope server writes."""
 
+_NOTE = re.compile(r"[^.].*\.emflow\.json", re.DOTALL)
+
 _SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information"})
 """What a NAS or Windows keeps beside data, thumbnails and deleted files under the data's own names."""
 
@@ -24,6 +26,15 @@ def is_temporary(name: str) -> bool:
     (True, True, True, False)
     """
     return _TEMPORARY.fullmatch(name) is not None or _OURS.fullmatch(name) is not None
+
+
+def is_note(name: str) -> bool:
+    """Whether a file name is that of the note which says that a commanded scan is whole.
+
+    >>> is_note("e0123456789ab-0001-02.emflow.json"), is_note(".e0123456789ab-0001-02.emflow.json.7.a1")
+    (True, False)
+    """
+    return _NOTE.fullmatch(name) is not None
 
 
 class Names:
