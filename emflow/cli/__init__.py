@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("emflow.cli.mend:retry", "Try again what was set aside, or run a finished one once more."),
     "rebuild": ("emflow.cli.mend:rebuild", "Make the journal anew from the run folders."),
     "microscope": ("emflow.cli.microscope:microscope", "Serve a microscope, look at it, abort, stop."),
+    "agent": ("emflow.cli.agent:agent", "Let results steer the microscope by a policy."),
+    "replay": ("emflow.cli.replay:replay", "Make every decision of an experiment again and compare."),
     "check": ("emflow.cli.setup:check", "Say what is found, what is missing and how to fix it."),
     "init": ("emflow.cli.setup:init", "Write a commented emflow.toml."),
     "demo": ("emflow.cli.demo:demo", "Show the whole way on made-up scans, in a temporary folder."),

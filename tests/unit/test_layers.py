@@ -30,7 +30,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     | {"emflow.blocks", "emflow.copying", "emflow.transfer"}
     | {"emflow.exact", "emflow.synthetic", "emflow.synthetic_hdf5"}
     | {"emflow.microscope"},
-    frozenset({"emflow.steps", "emflow.pipeline", "emflow.rebuild"}),
+    frozenset({"emflow.steps", "emflow.pipeline", "emflow.rebuild", "emflow.agent"}),
     frozenset({"emflow.timeline", "emflow.checks", "emflow.direct", "emflow.demo", "emflow.cli", "emflow.__main__"}),
 )
 STDLIB_ONLY = ("mpi_kernels.contract", "mpi_kernels.errors", "mpi_kernels.jsonfile", "mpi_kernels.protocols")

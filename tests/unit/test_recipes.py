@@ -95,7 +95,8 @@ def test_wrong_recipes_are_told_with_the_line(tmp_path, text, line, message):
 
 
 def test_unknown_names_are_told_what_was_meant(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe is called 'defualt'; did you mean 'default'\? known: default"):
+    told = r"no recipe is called 'defualt'; did you mean 'default'\? known: aberrations, default"
+    with pytest.raises(ConfigError, match=told):
         load_recipe("defualt", relative_to=tmp_path)
     with pytest.raises(ConfigError, match=r"missing\.toml: no such file"):
         load_recipe("missing.toml", relative_to=tmp_path)
