@@ -9,12 +9,12 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
-BENCH ?= detect transfer reduce scale
+BENCH ?= detect transfer reduce scale loop
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.installed-notebook  ## Watch scans arrive and become images (no root, no services; about a minute)
+demo: $(VENV)/.installed-notebook  ## Watch results steer a simulated microscope until its lens is right (no root, no services; some seconds)
 	@exec $(BIN)/emflow demo
 
 test: $(VENV)/.installed-test,bench  ## Run all tests that this machine can run in some minutes; says what it skips and why

@@ -17,10 +17,11 @@ from emflow.cli.options import configuration, journal_of, json_option, print_jso
 from emflow.config import Config
 from emflow.errors import UsageError, printable
 from emflow.journal import Journal
+from emflow.microscope.protocol import COMMAND_ID
 from emflow.records import Acquisition, AcquisitionState, JobState
 from emflow.runs import holder
 from emflow.steps.context import open_alarms
-from emflow.timeline import STEPS, Row, row_of
+from emflow.timeline import STEPS, Row, acquisition_events, row_of, trace_of
 from mpi_kernels.contract import Event
 
 WIDE = 130
@@ -107,15 +108,14 @@ def status_rows(rows: list[Row], width: int) -> Table:
 @json_option
 @click.pass_context
 def trace(ctx: click.Context, id_: str, as_json: bool) -> None:
-    """Show everything that happened to one acquisition, with times.
+    """Show everything that happened to one acquisition, with times; of a commanded one, the whole loop.
 
-    ID is an acquisition's id or its beginning, a job's name, or a path on the share.
+    ID is an acquisition's id or its beginning, a job's name, a command's id, or a path on the share.
     """
     config = configuration(ctx)
     with journal_of(config, read_only=True) as journal:
-        acquisition = one(journal, id_)
-        events = [event for _, event in journal.events(trace=acquisition.trace)]
-    events.sort(key=lambda e: (e.wall_ns, e.host, e.pid, e.seq))
+        acquisition = one(journal, trace_of(config, id_))
+        events = acquisition_events(journal, config, acquisition)
     if as_json:
         print_json({"acquisition": acquisition, "events": events})
         return
@@ -129,14 +129,20 @@ def trace(ctx: click.Context, id_: str, as_json: bool) -> None:
 def trace_lines(events: Sequence[Event]) -> Iterator[str]:
     """One line for each event: seconds since the first, since the one before, where, what, and its facts."""
     zero = before = events[0].wall_ns if events else 0
+    width = max([3, *(len(_whose(event)) for event in events)])
     for event in events:
-        whose = event.subject[16:] or "   "  # -nn of a job
         facts = ", ".join(f"{name}={_fact(value)}" for name, value in event.attrs.items() if name != "from")
         yield printable(
             f"{(event.wall_ns - zero) / 1e9:9.3f} s {(event.wall_ns - before) / 1e6:+10.1f} ms  {event.plane:10}  "
-            f"{event.name:11} {whose}  {event.host}:{event.pid}  {facts}"
+            f"{event.name:11} {_whose(event):{width}}  {event.host}:{event.pid}  {facts}"
         ).rstrip()
         before = event.wall_ns
+
+
+def _whose(event: Event) -> str:
+    """The end of a subject's id that tells it from the others of its trace: attempt of a job, number of a command."""
+    command = COMMAND_ID.fullmatch(event.subject)
+    return f"{command['decision']}-{command['number']}" if command else event.subject[16:]
 
 
 def _fact(value: object) -> str:

@@ -1,1 +1,1 @@
-"""The demonstration: made-up scans arrive in a folder, and everything else is the real thing."""
+"""The demonstration: a simulated microscope whose lens is wrong, and everything that corrects it is the real thing."""

@@ -99,7 +99,9 @@ def _publish(context: Context, acquisition: Acquisition, job: Job) -> None:
         context.back_off(acquisition.id, RETRY_S)
         return
     context.clear_alarm(DISK_RESULTS)
-    context.journal.move_acquisition(
-        acquisition.id, AcquisitionState.STAGED, AcquisitionState.DONE, attrs={"job": job.name}
-    )
+    with context.journal.transaction():
+        context.journal.merge(context.runs.collect_events(folder))  # a job's last event comes after its result.json
+        context.journal.move_acquisition(
+            acquisition.id, AcquisitionState.STAGED, AcquisitionState.DONE, attrs={"job": job.name}
+        )
     log.info("done %s", printable(acquisition.name), extra={"acquisition": acquisition.id, "job": job.name})

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -32,6 +34,26 @@ def test_transfer_compares_both(tmp_path: Path) -> None:
     report = run(tmp_path, "transfer", "--mib", "2", "--rounds", "2")
     assert {len(v) for v in report["figures"]["seconds"].values()} == {2}
     assert report["figures"]["stage_over_cp"] > 0
+
+
+@pytest.mark.needs_mpi
+@pytest.mark.timeout(180)
+def test_loop_comes_to_its_end_with_every_figure(tmp_path: Path) -> None:
+    arguments = ("--seeds", "1", "--ungated-seeds", "1", "--faulty-seeds", "0", "--calls", "50", "--sets", "5")
+    figures = run(tmp_path, "loop", *arguments)["figures"]
+    assert set(figures["convergence"]) == set(figures["by_seed"]) - {"scrambled, gate", "scrambled, no gate"}
+    for way, one in figures["convergence"].items():
+        assert one["experiments"] == sum(one["endings"].values()) == 1
+        (row,) = figures["by_seed"][way]
+        assert one["both_within_5_nm"] == (max(row["residual_nm"].values()) <= 5)
+        assert row["start_nm"]["C10"] >= 100
+    made = figures["by_seed"]["gate"][0]["acquisitions"]
+    latency = figures["last_byte_to_decision"]
+    assert latency["acquisitions"] == made >= 2
+    whole = latency["last_byte_to_decision"]["p50_ms"]
+    assert 0 < latency["agent_result_visible_to_next_command"].get("p50_ms", 1) < whole
+    assert all(step >= 0 for step in latency["steps_median_ms"].values())
+    assert 0 < figures["rpc"]["status"]["p50_ms"] <= figures["rpc"]["status"]["p95_ms"]
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
