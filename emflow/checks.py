@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from emflow import __version__
 from emflow.config import OWN_FOLDERS, Config
-from emflow.errors import EmflowError, printable
+from emflow.errors import EmflowError, Unavailable, printable
+from emflow.microscope.client import MicroscopeClient
 from emflow.recipes import load_recipe
 from emflow.registry import Group, load, names
 from emflow.runs import holder
@@ -44,6 +45,7 @@ def findings(config: Config) -> Iterator[Finding]:
     for watch in config.watch:
         yield from _share(watch, config)
     yield _service(config)
+    yield _microscope(config)
     scheduler: Any = load("schedulers", config.scheduler.use)()
     try:
         yield from scheduler.check()
@@ -146,6 +148,19 @@ def _share(watch: Any, config: Config) -> Iterator[Finding]:
     except EmflowError as error:
         fix = error.next_step or "correct recipe in [[watch]], or the file that it names"
         yield Finding(part=f"{part} recipe", ok=False, found=error.message, fix=fix)
+
+
+def _microscope(config: Config) -> Finding:
+    """Ask the microscope's server; that there is none is no fault, since only steering needs one."""
+    address = config.microscope.address
+    try:
+        with MicroscopeClient(address, role="viewer", name="emflow check", patience_s=0.0, timeout_s=2.0) as client:
+            status = client.status()
+    except EmflowError as error:
+        missing = isinstance(error, Unavailable)
+        told = f"no answer at {address} (only emflow agent needs it)" if missing else error.message
+        return Finding(part="microscope", ok=missing, found=told, fix=error.next_step if not missing else "")
+    return Finding(part="microscope", ok=True, found=f"{status.backend} at {address}: {status.mode.value}")
 
 
 def _service(config: Config) -> Finding:

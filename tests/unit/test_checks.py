@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from emflow.checks import EXTRAS, PACKAGES, findings
 from emflow.config import Config, load
+from emflow.microscope.server import serving
+from emflow.microscope.settings import Settings, default
 from emflow.runs import lock
 from emflow.schedulers.protocol import Finding
 
@@ -21,13 +24,15 @@ min_free = "{min_free}"
 [scheduler]
 use = "null"
 ranks = 1
+[microscope]
+address = "{microscope}"
 """
 
 
-def configured(folder: Path, *, watch: str = "", min_free: str = "1 MiB") -> Config:
+def configured(folder: Path, *, watch: str = "", min_free: str = "1 MiB", microscope: str = "127.0.0.1:1") -> Config:
     (folder / "share").mkdir(exist_ok=True)
     path = folder / "emflow.toml"
-    path.write_text(TOML.format(watch=watch, min_free=min_free))
+    path.write_text(TOML.format(watch=watch, min_free=min_free, microscope=microscope))
     return load(path)
 
 
@@ -51,6 +56,19 @@ def test_where_all_is_well_nothing_is_missing(tmp_path: Path) -> None:
     assert "default:" in parts["share share recipe"].found
     assert "0 entries" in parts["share share"].found
     assert "not running" in parts["service"].found
+    assert parts["microscope"].found == "no answer at 127.0.0.1:1 (only emflow agent needs it)"
+
+
+def test_a_microscope_that_serves_and_one_that_may_not_be_asked(tmp_path: Path) -> None:
+    with serving(replace_address(default(tmp_path), "127.0.0.1:0")) as address:
+        assert found(configured(tmp_path, microscope=address))["microscope"].found == f"simulated at {address}: ready"
+    far = found(configured(tmp_path, microscope="0.0.0.0:7763"))["microscope"]
+    assert not far.ok
+    assert "can be reached from other machines" in far.found
+
+
+def replace_address(settings: Settings, address: str) -> Settings:
+    return msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, address=address))
 
 
 def test_the_packages_that_are_checked_are_those_that_setup_demands() -> None:
@@ -65,11 +83,11 @@ def test_the_packages_that_are_checked_are_those_that_setup_demands() -> None:
 def test_folders_are_made_and_nothing_is_left_in_them(tmp_path: Path) -> None:
     config = configured(tmp_path)
     found(config)
-    for name in ("state", "runs", "results"):
+    for name in ("state", "runs", "results", "experiments"):
         assert list((tmp_path / name).iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["state", "runs", "results"])
+@pytest.mark.parametrize("name", ["state", "runs", "results", "experiments"])
 def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     config = configured(tmp_path)
     (tmp_path / name).write_text("a file")

@@ -19,7 +19,11 @@ import pytest
 import emflow.errors
 import mpi_kernels.errors
 from emflow import config, registry
+from emflow.agent.protocol import Ending
+from emflow.agent.records import Record
 from emflow.cli import COMMANDS, cli
+from emflow.microscope import protocol, settings
+from emflow.microscope.simulated.parameters import Parameters
 from emflow.recipes import load_recipe, recipe_names
 from emflow.records import AcquisitionState, JobState
 from mpi_kernels import contract, failure
@@ -83,8 +87,15 @@ def code(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def options(command: click.Command) -> Iterator[click.Option]:
+    """The options of a command, and of the commands inside it."""
+    yield from (p for p in command.params if isinstance(p, click.Option))
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from options(inner)
+
+
 def options_of(command: click.Command) -> set[str]:
-    return {opt for p in command.params if isinstance(p, click.Option) for opt in (*p.opts, *p.secondary_opts)}
+    return {opt for p in options(command) for opt in (*p.opts, *p.secondary_opts)}
 
 
 def command_called(name: str) -> click.Command:
@@ -145,7 +156,18 @@ def check_line(arguments: list[str]) -> None:
         return
     assert rest[0] in COMMANDS, arguments
     command = command_called(rest[0])
-    command.make_parser(click.Context(command)).parse_args(rest[1:])
+    _, rest, _ = command.make_parser(click.Context(command)).parse_args(rest[1:])
+    if isinstance(command, click.Group) and rest:
+        inner = command.commands[rest[0]]
+        inner.make_parser(click.Context(inner)).parse_args(rest[1:])
+
+
+@pytest.mark.parametrize("name", ["microscope", "agent"])
+def test_commands_of_groups_are_documented(name: str) -> None:
+    group = command_called(name)
+    assert isinstance(group, click.Group)
+    rows = table(section(REFERENCE / "commands.md", f"emflow {name}"), "command")
+    assert {code(row[0])[0].split(" ")[0] for row in rows} == set(group.commands)
 
 
 def test_a_wrong_line_is_found() -> None:
@@ -187,8 +209,8 @@ def test_every_option_is_documented_and_no_other(name: str) -> None:
 @every_command
 def test_defaults_of_options(name: str) -> None:
     rows = table(section(REFERENCE / "commands.md", f"emflow {name}"), "option")
-    for parameter in command_called(name).params:
-        if not isinstance(parameter, click.Option) or not parameter.show_default:
+    for parameter in options(command_called(name)):
+        if not parameter.show_default:
             continue
         row = next(r for r in rows if parameter.opts[-1] in code(r[0]))
         assert row[1].strip("`") == str(parameter.default), parameter.opts
@@ -217,6 +239,8 @@ TABLES = {
     "`[scan]`": config.ScanSettings,
     "`[transfer]`": config.TransferSettings,
     "`[scheduler]`": config.SchedulerSettings,
+    "`[microscope]`": config.MicroscopeSettings,
+    "`[agent]`": config.AgentSettings,
     "`[log]`": config.LogSettings,
 }
 
@@ -340,6 +364,39 @@ def test_fields_of_records(heading: str, record: Any) -> None:
     assert sorted(documented) == sorted(f.name for f in dataclasses.fields(record) if f.name != "v")
 
 
+@pytest.mark.parametrize(
+    ("heading", "first", "record"),
+    [
+        ("Command", "field", protocol.Command),
+        ("Receipt", "field", protocol.Receipt),
+        ("Its file", "key", None),
+        ("The simulated microscope", "parameter", Parameters),
+    ],
+)
+def test_fields_of_the_control_plane(heading: str, first: str, record: Any) -> None:
+    rows = table(section(REFERENCE / "microscope.md", heading), first)
+    documented = [field for row in rows for field in code(row[0])]
+    if record is None:
+        structs: tuple[Any, ...] = (settings.ServerSettings, settings.BackendSettings, settings.Limits)
+        names = [f.name for one in (*structs, settings.ControlLimits) for f in msgspec.structs.fields(one)]
+    else:
+        names = [f.name for f in msgspec.structs.fields(record) if f.name != "v"]
+    assert sorted(documented) == sorted(names)
+
+
+def test_outcomes_verbs_and_endings_are_documented() -> None:
+    page = REFERENCE / "microscope.md"
+    outcomes = [code(row[0])[0] for row in table(section(page, "Receipt"), "outcome")]
+    assert outcomes == [outcome.value for outcome in protocol.Outcome]
+    assert {code for code in protocol.NOT_ADMITTED if f"`{code}`" not in section(page, "Receipt")} == set()
+    verbs = [code(row[0])[0] for row in table(section(page, "Actions"), "verb")]
+    assert verbs == [str(action.__struct_config__.tag) for action in get_args(protocol.Action)]
+    endings = [e for row in table(section(REFERENCE / "experiment.md", "Why it ends"), "ending") for e in code(row[0])]
+    assert endings == [ending.value for ending in Ending]
+    records = [code(row[0])[0] for row in table(prose(REFERENCE / "experiment.md"), "record")]
+    assert records == [str(record.__struct_config__.tag) for record in get_args(Record)]
+
+
 def test_error_codes_are_documented() -> None:
     rows = table(section(REFERENCE / "run-folder.md", "error.json"), "code")
     documented = {name: row[2] for row in rows for name in code(row[0])}
@@ -356,7 +413,9 @@ def test_events_are_documented() -> None:
     assert {(name, "management") for name in moves} <= documented
     kernels = re.findall(r"""_event\(\s*["'](\w+)["']""", text_of(ROOT / "mpi_kernels" / "job.py"))
     assert {("claimed", "data"), ("written", "data")} <= {(name, "data") for name in kernels} <= documented
-    own = {("noticed", "management"), ("rebuilt", "management"), ("alarm", "management"), ("cleared", "management")}
+    control = ("sent", "admitted", "began", "written", "noted", "ended", "received", "found", "decided")
+    own = {(name, "control") for name in control}
+    own |= {("noticed", "management"), ("rebuilt", "management"), ("alarm", "management"), ("cleared", "management")}
     assert documented == {(name, "management") for name in moves} | {(name, "data") for name in kernels} | own
 
 

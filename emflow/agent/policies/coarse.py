@@ -12,8 +12,11 @@ REACH_PITCHES = 2.3
 COARSE_STEPS = 10
 """Steps of the first search from 0 to its bound, along each coefficient."""
 
+UPSAMPLING = 2
+"""The correlations are read at the nearest point of a grid this much finer than the scan: a quarter of a pixel off."""
+
 FINEST_PX = 0.5
-"""Step of the last search, as the shift between the farthest neighbours: the linear interpolation's own limit."""
+"""Step of the last search, as the shift between the farthest neighbours; what is left, the alignment finds."""
 
 
 def coarse(stack: np.ndarray, design: np.ndarray, weight: np.ndarray, bound: float) -> np.ndarray:
@@ -37,8 +40,7 @@ def coarse(stack: np.ndarray, design: np.ndarray, weight: np.ndarray, bound: flo
     anything is searched; and it is small for neighbours, which therefore show the same specimen and have one peak.
     """
     difference, cross = _neighbours(stack, design, weight)
-    ny, nx = stack.shape[1:]
-    correlation = np.fft.irfft2(cross, s=(ny, nx))
+    correlation = _upsampled(cross, stack.shape[1:])
     finest = FINEST_PX / float(np.abs(difference).max())
     centre, reach, step = np.zeros(3), bound, max(bound / COARSE_STEPS, finest)
     while True:
@@ -46,8 +48,8 @@ def coarse(stack: np.ndarray, design: np.ndarray, weight: np.ndarray, bound: flo
         grid = centre + np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
         grid = grid[np.abs(grid[:, 0]) + np.hypot(grid[:, 1], grid[:, 2]) <= bound]
         merit = np.zeros(len(grid))
-        for one, delta in zip(correlation, difference, strict=True):
-            merit += _sampled(one, grid @ delta.T)
+        for one, delta in zip(correlation, UPSAMPLING * difference, strict=True):
+            merit += _nearest(one, grid @ delta.T)
         centre = np.array(grid[int(merit.argmax())])
         if step <= finest:
             return centre
@@ -78,15 +80,20 @@ def _neighbours(stack: np.ndarray, design: np.ndarray, weight: np.ndarray) -> tu
     return steps / trust[:, None, None], total * registration.weights(stack.shape[1:]) / 2
 
 
-def _sampled(image: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Values of a periodic image at positions in pixels (n, 2), linear in between."""
-    ny, nx = image.shape
-    low = np.floor(at).astype(np.intp)
-    fy, fx = (at - low).T
-    y, x = low.T
-    below, right = (y + 1) % ny, (x + 1) % nx
-    y, x = y % ny, x % nx
-    top = image[y, x] * (1 - fx) + image[y, right] * fx
-    bottom = image[below, x] * (1 - fx) + image[below, right] * fx
-    found: np.ndarray = top * (1 - fy) + bottom * fy
+def _upsampled(cross: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Correlations on a grid `UPSAMPLING` times finer than the scan, (p, fine_y, fine_x) float64."""
+    ny, nx = shape
+    fine = np.zeros((len(cross), UPSAMPLING * ny, cross.shape[2]), np.complex128)
+    low = (ny + 1) // 2
+    fine[:, :low] = cross[:, :low]
+    if ny > low:
+        fine[:, low - ny :] = cross[:, low:]
+    found: np.ndarray = np.fft.irfft2(fine, s=(UPSAMPLING * ny, UPSAMPLING * nx))
+    return found
+
+
+def _nearest(image: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Values of a periodic image at the pixels nearest to positions (n, 2)."""
+    y, x = np.rint(at).astype(np.intp).T
+    found: np.ndarray = image[y % image.shape[0], x % image.shape[1]]
     return found
