@@ -20,6 +20,7 @@ from emflow import rpc_daemon, rpc_wire
 from emflow.errors import NotAllowed, Unavailable, printable
 from emflow.rpc_daemon import SERPENT, VERSION, Caller, Role, caller, refusal
 
+CONNECTIONS = rpc_wire.CONNECTIONS
 STALE_S = 60.0
 """A connection that was not used for so long is made anew before a call, since the other side may have closed it."""
 
@@ -217,4 +218,4 @@ class Connection:
         self.close()
 
 
-__all__ = ["Caller", "Connection", "Refused", "Role", "Server", "caller", "refusal"]
+__all__ = ["CONNECTIONS", "Caller", "Connection", "Refused", "Role", "Server", "caller", "refusal"]

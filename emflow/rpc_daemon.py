@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import socket
 import threading
-import weakref
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -44,6 +46,15 @@ def refusal(code: str, reason: str) -> dict[str, Any]:
     return {"code": code, "reason": reason}
 
 
+class _Guest:
+    """A connection: who is there and what they may call (None before the hello), and since when it is silent."""
+
+    def __init__(self) -> None:
+        self.may: tuple[Caller, Mapping[str, Callable[..., Any]]] | None = None
+        self.idle = True
+        self.since_s = time.monotonic()
+
+
 def daemon_class() -> Any:
     """The daemon, defined where Pyro5 is loaded: its base class can't be named before."""
     pyro5 = rpc_wire.pyro()
@@ -55,24 +66,48 @@ def daemon_class() -> Any:
 
         def __init__(self, host: str, port: int, methods: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
             self._methods = methods
-            self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+            self._open: dict[Any, _Guest] = {}
+            self._door = threading.Lock()
             self.ended = False
             super().__init__(host, port)
 
         def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
             if denied_reason:  # too many connections; this runs in the thread that accepts, so it must not wait
                 _log.warning("a connection was closed at once: %s", denied_reason)
+                self._make_room()
                 return False
             conn.settimeout(rpc_wire.HELLO_S)
-            accepted = _greeted(pyro5, conn, self._methods)
-            if accepted is None:
+            with self._door:
+                guest = self._open[conn] = _Guest()
+                crowded = len(self._open) > rpc_wire.CONNECTIONS - rpc_wire.SPARE
+            if crowded:
+                self._make_room(conn)
+            try:
+                guest.may = _greeted(pyro5, conn, self._methods)
+            finally:
+                if guest.may is None:
+                    self.clientDisconnect(conn)
+            if guest.may is None:
                 return False
-            conn.emflow = accepted
             conn.settimeout(rpc_wire.IDLE_S)
-            self._open.add(conn)
             if self.ended:
                 conn.close()
             return True
+
+        def _make_room(self, newcomer: Any = None) -> None:
+            """End the connection that was silent for longest, those without a hello first; none that is served."""
+            with self._door:
+                silent = [(conn, guest) for conn, guest in self._open.items() if guest.idle and conn is not newcomer]
+                if not silent:
+                    return
+                conn, guest = min(silent, key=lambda one: (one[1].may is not None, one[1].since_s))
+                guest.idle = False  # it is on its way out: the next newcomer ends another one
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)  # its own thread closes it
+
+        def clientDisconnect(self, conn: Any) -> None:  # noqa: N802 - Pyro5's name
+            with self._door:
+                self._open.pop(conn, None)
 
         def handleRequest(self, conn: Any) -> None:  # noqa: N802 - Pyro5's name
             try:
@@ -80,8 +115,11 @@ def daemon_class() -> Any:
             except ValueError as error:
                 _log.warning("a connection was cut: %s", printable(str(error)))
                 raise pyro5.errors.SecurityError("refused") from None  # Pyro5 closes the connection
-            who, methods = conn.emflow
-            reply = _packed(_served(who, methods, data))
+            guest = self._open[conn]
+            assert guest.may is not None
+            guest.idle = False
+            reply = _packed(_served(*guest.may, data))
+            guest.idle, guest.since_s = True, time.monotonic()
             conn.send(protocol.SendingMessage(protocol.MSG_RESULT, 0, seq, SERPENT, reply).data)
 
         def shutdown(self) -> None:
@@ -95,7 +133,9 @@ def daemon_class() -> Any:
 
         def cut(self) -> None:
             """Close every connection; their threads end."""
-            for conn in list(self._open):
+            with self._door:
+                found = list(self._open)
+            for conn in found:
                 conn.close()
 
     return Daemon

@@ -23,6 +23,8 @@ IDLE_S = 300.0
 """A connection that has not asked for anything for so long is closed; clients connect anew long before."""
 CONNECTIONS = 128
 """Connections at the same time; more are closed at once, and the others go on."""
+SPARE = 8
+"""So many are kept free: for a newcomer, who may want to press STOP, the one that was silent for longest is closed."""
 DEPTH = 20
 """Nesting of lists and dicts; a command in a batch needs 6."""
 

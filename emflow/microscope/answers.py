@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from emflow.errors import JournalError, printable
 from emflow.microscope.protocol import Action, Command, Outcome, Receipt
 
 FILE = "answers.jsonl"
+RECENT_NS = 60 * 10**9
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag="intent"):
@@ -75,6 +77,8 @@ class Answers:
     ----------
     open_intents : dict
         Begun when the last server ended, without an answer.
+    recent : list
+        What was begun within the minute before this start.
     epoch : int
         The last one that was given.
     latch : Latch
@@ -91,10 +95,12 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.open_intents: dict[str, Intent] = {}
+        self.recent: list[Intent] = []
         self.epoch = 0
         self.latch = Latch(stopped=False, reason="", wall_ns=0)
         self.spent_e = 0.0
         self._index: dict[str, int] = {}
+        self._torn = False
         self._writing, self._reading = threading.Lock(), threading.Lock()  # who reads never waits for an fsync
         new = not self.path.exists()
         self._file = self.path.open("a+b", buffering=0)
@@ -111,16 +117,24 @@ class Answers:
         """Write one line; it is on the disk when this returns.  OSError leaves the file as it was."""
         data = msgspec.json.encode(line) + b"\n"
         with self._writing:
+            if self._torn:
+                self._cut()
             try:
                 written = 0
                 while written < len(data):
                     written += self._file.write(data[written:]) or 0
                 os.fsync(self._file.fileno())
             except OSError:
-                self._file.truncate(self._size)  # what was cut by a full disk
+                self._torn = True
+                self._cut()
                 raise
             self._note(line, self._size)
             self._size += len(data)
+
+    def _cut(self) -> None:
+        """Take away what a full disk has left of a line; while that fails too, nothing may follow it."""
+        self._file.truncate(self._size)
+        self._torn = False
 
     def find(self, command: str) -> Answer | None:
         """The answer that a command got; None: none."""
@@ -137,7 +151,7 @@ class Answers:
         self._read.close()
 
     def _recover(self) -> int:
-        end = 0
+        end, since_ns = 0, time.time_ns() - RECENT_NS
         for number, (offset, data) in enumerate(_lines(self.path), 1):
             if not data.endswith(b"\n"):
                 self._file.truncate(offset)
@@ -151,6 +165,8 @@ class Answers:
                     next_step="Without it a command could be executed twice: look at the line before it is taken away",
                 ) from None
             self._note(line, offset)
+            if isinstance(line, Intent) and line.began_ns > since_ns:
+                self.recent.append(line)
             end = offset + len(data)
         return end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ POLL_S = 10.0
 """How long one call waits for the end of a command; below the time-out of the connection."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 """Between tries to connect again, doubled each time."""
+
+_log = logging.getLogger("emflow.microscope")
 
 T = TypeVar("T")
 
@@ -225,6 +228,19 @@ class LeaseKeeper:
             client.close()
 
     def _keep(self) -> None:
+        """Body of the thread: however it ends, the holder hears of it."""
+        try:
+            self._renew()
+        except Exception as error:  # noqa: BLE001 - a bug must not leave a holder that believes in its lease
+            self.reason = f"the lease is not renewed any more: {type(error).__name__}"
+            if not self._ended.is_set():
+                _log.exception("%s", self.reason)
+        finally:
+            if not self._ended.is_set():
+                self.lost.set()
+
+    def _renew(self) -> None:
+        """Renew until the lease is lost or given back."""
         good_s = time.monotonic()
         while not self._ended.wait(self.lease.ttl_s / 3):
             asked_s = time.monotonic()
@@ -239,8 +255,6 @@ class LeaseKeeper:
                 if renewed.epoch:
                     continue
                 self.reason = renewed.reason
-            if not self._ended.is_set():
-                self.lost.set()
             return
 
     def __enter__(self) -> LeaseKeeper:

@@ -16,8 +16,8 @@ from emflow.microscope.beam import Beam
 from emflow.microscope.happenings import Happenings
 from emflow.microscope.lease import Holder, LeaseBook
 from emflow.microscope.limits import Envelope
-from emflow.microscope.orders import Order
-from emflow.microscope.protocol import Command, Lease, Microscope, Mode, Outcome, Receipt
+from emflow.microscope.orders import Order, expired, reused
+from emflow.microscope.protocol import Command, Lease, Microscope, Mode, Receipt
 from emflow.microscope.settings import Settings
 
 SUBJECT = "microscope"
@@ -51,14 +51,15 @@ class Desk:
     ) -> None:
         self.settings, self.backend, self.answers, self.events, self.clock = settings, backend, answers, events, clock
         self.envelope = Envelope(settings.limits, clock)
+        for begun in answers.recent:
+            self.envelope.earlier(begun.command.action, begun.before, 1e-9 * (time.time_ns() - begun.began_ns))
         self.lease = LeaseBook(settings.server.lease_s, answers.epoch)
         self.latch = answers.latch
         self.changed = threading.Condition()
         self.queue: deque[Order] = deque()
         self.running: Order | None = None
         self.closing = False
-        self.trouble = ""
-        self._hold = ""
+        self.trouble = self.latch_trouble = self._hold = ""
         self._orders: dict[str, Order] = {}
         self._taking, self._latching = threading.Lock(), threading.Lock()
         self.beam = Beam(backend, self._blank_wanted)
@@ -71,9 +72,9 @@ class Desk:
         with self.changed:
             known = self._orders.get(command.id)
             if known is None and (answer := self.answers.find(command.id)) is not None:
-                return answer.receipt if answer.action == order.digest else _reused(command.id)
+                return answer.receipt if answer.action == order.digest else reused(command.id)
             if known is not None:
-                return known if known.digest == order.digest else _reused(command.id)
+                return known if known.digest == order.digest else reused(command.id)
             if objection := self._objection(command, who):
                 return refused(command.id, *objection)
             final = self._hopeless(order)
@@ -97,7 +98,7 @@ class Desk:
         if self.latch.stopped:
             return "stopped", f"STOP is pressed ({self.latch.reason}); an operator releases it"
         if code := self.lease.valid(who, command.epoch, self.clock()):
-            return code, self._no_lease(command.epoch)
+            return code, self.lease.why(command.epoch)
         if len(self.queue) >= self.settings.limits.max_queue:
             return "busy", f"{len(self.queue)} commands wait already"
         return None
@@ -156,8 +157,8 @@ class Desk:
         if self.latch.stopped:
             return Mode.STOPPED, self.latch.reason
         if self.running is not None:
-            return Mode.BUSY, self.trouble
-        return (Mode.HOLD, self._hold) if self._hold else (Mode.READY, self.trouble or self.beam.trouble)
+            return Mode.BUSY, ""
+        return (Mode.HOLD, self._hold) if self._hold else (Mode.READY, "")
 
     def stop(self, reason: str) -> None:
         """End everything, blank the beam, and stay so until it is released."""
@@ -183,10 +184,16 @@ class Desk:
     def _record_latch(self) -> None:
         with self._latching:  # the newest is the last line, whoever comes first
             try:
-                self.answers.append(self.latch)
+                if self.answers.latch != self.latch:
+                    self.answers.append(self.latch)
+                self.latch_trouble = ""
             except OSError as error:
-                self.trouble = f"STOP or its release can't be recorded: {error.strerror}"
-                _log.error("%s", self.trouble)
+                self.latch_trouble = f"STOP or its release can't be recorded: {error.strerror}"
+                _log.error("%s", self.latch_trouble)
+
+    def troubles(self) -> str:
+        """What is wrong with the server itself, in whatever mode it is."""
+        return "; ".join(filter(None, (self.trouble, self.latch_trouble, self.beam.trouble)))
 
     def abort(self, reason: str) -> None:
         """End the command that runs, if any."""
@@ -201,8 +208,9 @@ class Desk:
         with self._taking:
             with self.changed:
                 now_s = self.clock()
-                if objection := self.lease.objection(who, now_s):
-                    code = "not-allowed" if who.role == "viewer" else "lease"
+                objection = "the server ends" if self.closing else self.lease.objection(who, now_s)
+                if objection:
+                    code = "not-allowed" if who.role == "viewer" else "busy" if self.closing else "lease"
                     return Lease(epoch=0, now_s=now_s, code=code, reason=objection)
                 epoch = self.lease.epoch + 1
             try:
@@ -227,7 +235,7 @@ class Desk:
         with self.changed:
             now_s = self.clock()
             if code := self.lease.valid(who, epoch, now_s):
-                return Lease(epoch=0, now_s=now_s, code=code, reason=self._no_lease(epoch))
+                return Lease(epoch=0, now_s=now_s, code=code, reason=self.lease.why(epoch))
             self.lease.renew(now_s)
             return self.lease.as_reply(now_s)
 
@@ -236,28 +244,37 @@ class Desk:
         with self.changed:
             now_s = self.clock()
             if code := self.lease.valid(who, epoch, now_s):
-                return Lease(epoch=0, now_s=now_s, code=code, reason=self._no_lease(epoch))
+                return Lease(epoch=0, now_s=now_s, code=code, reason=self.lease.why(epoch))
             self._lose(f"{who.role} {who.name} gave the lease back", hold=True)
         self.beam.settle()
         self.events.write("hold", SUBJECT, "", reason=self._hold)
         return Lease(epoch=epoch, now_s=now_s)
 
     def watch_lease(self) -> None:
-        """Body of the thread that ends a lease which was not renewed."""
+        """Body of the thread that ends a lease which was not renewed, and tries again what a fault has prevented."""
         while True:
             with self.changed:
                 if self.closing:
                     return
-                lost = self.lease.overdue(self.clock())
-                if lost and self.lease.holder is not None:
-                    held = self.lease.holder
-                    self._lose(f"the lease of {held.role} {held.name} ran out", hold=True)
-                else:
+                if not self.lease.overdue(self.clock()):
                     self.changed.wait(min(self.lease.left_s(self.clock()) or 1.0, 1.0))
-            if lost:
+            self.lapse()
+            if self.beam.trouble:
                 self.beam.settle()
-                _log.warning("%s: the beam is blanked", self._hold)
-                self.events.write("hold", SUBJECT, "", reason=self._hold)
+            if self.latch_trouble:
+                self._record_latch()
+
+    def lapse(self) -> None:
+        """End the lease if it was not renewed in time."""
+        with self.changed:
+            held = self.lease.holder
+            if held is None or not self.lease.overdue(self.clock()):
+                return
+            why = f"the lease of {held.role} {held.name} ran out"
+            self._lose(why, hold=True)
+        self.beam.settle()
+        _log.warning("%s: the beam is blanked", why)
+        self.events.write("hold", SUBJECT, "", reason=why)
 
     def _lose(self, why: str, *, hold: bool) -> None:
         self.drop_queue("lease", why)
@@ -267,37 +284,13 @@ class Desk:
         self._hold = why if hold else ""
         self.changed.notify_all()
 
-    def _no_lease(self, epoch: int) -> str:
-        held = self.lease.holder
-        if held is None:
-            return "nobody holds the lease: take it"
-        if epoch != self.lease.epoch:
-            return f"epoch {epoch} is not {self.lease.epoch}, the one of {held.role} {held.name}"
-        return f"the lease is that of {held.role} {held.name}, and ran out or is not yours"
-
     def _blank_wanted(self, opening: bool) -> bool | None:
         """Whether STOP or a lost lease demands a blanked beam, the lease allows to open it, or neither (None)."""
         with self.changed:
-            if self.latch.stopped:
+            order = self.running
+            moves = order is not None and not order.over and not order.abort.is_set()
+            if self.latch.stopped or (self.closing and not moves):
                 return True
             if self.lease.holder is not None and not self.lease.overdue(self.clock()):
-                return False if opening else None
-            order = self.running
-            return None if order is not None and not order.over and not order.abort.is_set() else True
-
-
-def expired(order: Order, now_s: float) -> Receipt:
-    """The answer to a command whose time was over before it was begun."""
-    late_s = now_s - order.command.not_after_s
-    return Receipt(
-        command=order.command.id,
-        outcome=Outcome.EXPIRED,
-        code="expired",
-        reason=f"its time was over {late_s:.3f} s ago",
-        admitted_ns=order.admitted_ns,
-        ended_ns=time.time_ns(),
-    )
-
-
-def _reused(command: str) -> Receipt:
-    return refused(command, "id-reused", "another command has this id; its answer stands")
+                return False if opening and order is not None and order.cause is None else None
+            return None if moves else True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -16,8 +17,8 @@ from mpi_kernels.events import EventLog, read_events
 
 KEPT = 5000
 """Events in memory."""
-AT_ONCE = 500
-"""Events of one reply, well below the size of a message."""
+AT_ONCE, CHARACTERS = 500, 100_000
+"""Events of one reply, and of their texts: well below the size of a message, even at ten bytes a character."""
 
 _log = logging.getLogger("emflow.microscope")
 
@@ -65,7 +66,13 @@ class Happenings:
                 self._changed.wait(left)
             first = self._next - len(self._kept)
             start = max(number, first) - first
-            found = [self._kept[n] for n in range(start, min(start + AT_ONCE, len(self._kept)))]
+            found: list[dict[str, Any]] = []
+            size = 0
+            for event in itertools.islice(self._kept, start, start + AT_ONCE):
+                size += len(str(event))
+                if found and size > CHARACTERS:
+                    break
+                found.append(event)
             return found, first + start + len(found)
 
     def close(self) -> None:

@@ -52,6 +52,15 @@ class LeaseBook:
             return "lease"
         return None
 
+    def why(self, epoch: int) -> str:
+        """What `valid` found, for people."""
+        held = self.holder
+        if held is None:
+            return "nobody holds the lease: take it"
+        if epoch != self.epoch:
+            return f"epoch {epoch} is not {self.epoch}, the one of {held.role} {held.name}"
+        return f"the lease is that of {held.role} {held.name}, and ran out or is not yours"
+
     def renew(self, now_s: float) -> None:
         """Let it last another ttl."""
         self._until_s = now_s + self.ttl_s

@@ -78,6 +78,16 @@ class Envelope:
             if value != before.get(name):
                 self._moves[name].append(self._clock())
 
+    def earlier(self, action: Action, before: Mapping[str, float], ago_s: float) -> None:
+        """Count the moves of a command from before a restart: all of them, since how far it came isn't known."""
+        values, at_s = dict(before), self._clock() - max(ago_s, 0.0)
+        for one in actions_of(action):
+            targets = one.values if isinstance(one, Set) else {}
+            for name, value in targets.items():
+                if name in self._moves and value != values.get(name):
+                    self._moves[name].append(at_s)
+            values |= targets
+
     def differs(self, expects: Mapping[str, float], current: Mapping[str, float]) -> str | None:
         """The first control that is not where a command believes it, as text; None: all are."""
         for name, value in expects.items():

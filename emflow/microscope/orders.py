@@ -60,6 +60,24 @@ class Order:
         )
 
 
+def expired(order: Order, now_s: float) -> Receipt:
+    """The answer to a command whose time was over before it was begun."""
+    late_s = now_s - order.command.not_after_s
+    return Receipt(
+        command=order.command.id,
+        outcome=Outcome.EXPIRED,
+        code="expired",
+        reason=f"its time was over {late_s:.3f} s ago",
+        admitted_ns=order.admitted_ns,
+        ended_ns=time.time_ns(),
+    )
+
+
+def reused(command: str) -> Receipt:
+    """The answer to another command under an id that is known."""
+    return refused(command, "id-reused", "another command has this id; its answer stands")
+
+
 def received(value: object) -> Command | Receipt:
     """The command that was sent, or the receipt that says what is wrong with it, by name."""
     said = value.get("id") if isinstance(value, dict) else None

@@ -26,9 +26,8 @@ OBJECT = "emflow.microscope"
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.]{0,63}$")]
-Text = Annotated[str, msgspec.Meta(max_length=2000)]
-CommandId = Annotated[str, msgspec.Meta(pattern=r"^e[0-9a-f]{12}-[0-9]{4}-[0-9]{2}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.]{0,63}\Z")]  # $ also matches before a newline
+CommandId = Annotated[str, msgspec.Meta(pattern=r"^e[0-9a-f]{12}-[0-9]{4}-[0-9]{2}\Z")]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -31,6 +31,8 @@ from emflow.microscope.worker import Worker, finite
 METHODS = ("execute", "receipt", "status", "limits", "events", "abort", "stop", "release", "lease")
 """All that a client may call."""
 MAX_WAIT_S = 30.0
+LONG_WAITS, BRIEF_S = rpc.CONNECTIONS // 2, 0.25
+"""So many calls wait as long as they like at the same time; the others are answered after a moment, and ask again."""
 ADDRESS_FILE = "address.json"
 CLOSING_S = 20.0
 """How long a backend may take to end its acquisition when the server ends."""
@@ -53,6 +55,7 @@ class MicroscopeServer:
 
     def __init__(self, desk: Desk, backend: str, started_ns: int) -> None:
         self._desk, self._backend, self._started_ns = desk, backend, started_ns
+        self._places = threading.Semaphore(LONG_WAITS)
 
     def execute(self, command: object, wait_s: object = 0.0) -> dict[str, Any]:
         """Admit a command, or find it where its id is known, and wait for its answer; a `Receipt`."""
@@ -81,7 +84,7 @@ class MicroscopeServer:
             status = Status(
                 backend=self._backend,
                 mode=mode,
-                reason=reason or unread,
+                reason="; ".join(filter(None, (reason, desk.troubles(), unread))),
                 controls=controls,
                 blanked=blanked,
                 command=desk.running.command.id if desk.running else "",
@@ -104,7 +107,8 @@ class MicroscopeServer:
         """Events from number ``after`` on, and the number to ask with next; waits for one."""
         if type(after) is not int or after < 0:
             return wire(Refusal(code="malformed", reason="after: expected a whole number from 0"))
-        found, following = self._desk.events.after(after, _seconds(wait_s))
+        with self._waiting(wait_s) as seconds:
+            found, following = self._desk.events.after(after, seconds)
         return {"events": found, "next": following}
 
     def abort(self, reason: object = "") -> dict[str, Any]:
@@ -143,9 +147,20 @@ class MicroscopeServer:
     def _waited(self, found: Order | Receipt, wait_s: object) -> dict[str, Any]:
         if isinstance(found, Receipt):
             return wire(found)
-        with self._desk.changed:
-            self._desk.changed.wait_for(lambda: found.receipt is not None, _seconds(wait_s))
+        with self._waiting(wait_s) as seconds, self._desk.changed:
+            self._desk.changed.wait_for(lambda: found.receipt is not None, seconds)
             return wire(found.so_far())
+
+    @contextlib.contextmanager
+    def _waiting(self, wait_s: object) -> Iterator[float]:
+        """How long a call may wait: only some for long at the same time, so that a STOP always finds a thread."""
+        seconds = _seconds(wait_s)
+        place = seconds > BRIEF_S and self._places.acquire(blocking=False)
+        try:
+            yield seconds if place else min(seconds, BRIEF_S)
+        finally:
+            if place:
+                self._places.release()
 
 
 def _who() -> Holder:
@@ -159,9 +174,11 @@ def _told(who: Holder, reason: object) -> str:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return 0.0
-    return min(max(float(value), 0.0), MAX_WAIT_S)
+    if isinstance(value, float) and math.isnan(value):
+        return 0.0
+    return float(min(max(value, 0), MAX_WAIT_S))
 
 
 @contextlib.contextmanager
@@ -187,8 +204,8 @@ def serving(settings: Settings) -> Iterator[str]:
         backend = _backend(settings, share, state)
         stack.callback(backend.close)
         desk = Desk(settings, backend, answers, events)
+        desk.beam.settle()  # first of all: a server that was killed in mid-scan has left it open
         recover(desk, share)
-        desk.beam.settle()
         started_ns = time.time_ns()
         methods = (MicroscopeServer(desk, settings.backend.use, started_ns), METHODS)
         server = stack.enter_context(rpc.Server(settings.server.address, {OBJECT: methods}))

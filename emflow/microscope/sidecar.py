@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -11,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from emflow.microscope.protocol import SCAN_NAME, Acquired, Command
+from mpi_kernels import jsonfile
 
 SUFFIX = ".emflow.json"
 LARGEST = 1 << 16
@@ -68,6 +70,7 @@ def write(folder: Path, sidecar: Sidecar) -> Path:
     scan = folder / sidecar.path
     target = sidecar_path(scan)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    _sync(scan)
     try:
         with temporary.open("xb") as file:
             file.write(msgspec.json.encode(sidecar))
@@ -77,7 +80,18 @@ def write(folder: Path, sidecar: Sidecar) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # there are network file systems on which no folder can be synced
+        jsonfile.sync_folder(target.parent)
     return target
+
+
+def _sync(scan: Path) -> None:
+    """Bring data to the disk, whoever wrote them; Windows does so only through a file that is open for writing."""
+    fd = os.open(scan, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read(scan: Path) -> Sidecar | None:

@@ -14,9 +14,9 @@ from typing import Any
 from emflow.errors import printable
 from emflow.microscope import sidecar
 from emflow.microscope.answers import Intent, refused
-from emflow.microscope.desk import Desk, expired
+from emflow.microscope.desk import Desk
 from emflow.microscope.limits import actions_of
-from emflow.microscope.orders import Order
+from emflow.microscope.orders import Order, expired
 from emflow.microscope.protocol import (
     Aborted,
     Acquire,
@@ -27,6 +27,8 @@ from emflow.microscope.protocol import (
     Outcome,
     Receipt,
     Set,
+    from_wire,
+    to_wire,
 )
 from emflow.microscope.sidecar import Sidecar
 
@@ -77,7 +79,8 @@ class Worker(threading.Thread):
                     return None
                 desk.changed.wait()
             desk.running = desk.queue.popleft()
-            return desk.running
+        desk.lapse()  # the process may have slept since it was admitted
+        return desk.running
 
     def _finish(self, order: Order, receipt: Receipt) -> None:
         """Remember an answer, then tell it; while the disk is full nothing else is done."""
@@ -158,7 +161,8 @@ class Worker(threading.Thread):
     def _check(self, order: Order, action: Acquire | Set, planned_e: float, spent_e: float) -> None:
         """Look again before each action: time has passed, and the instrument may have moved."""
         desk = self._desk
-        if order.cause is not None or order.abort.is_set():
+        desk.lapse()
+        if order.cause is not None:
             raise Aborted
         spent_e += desk.answers.spent_e
         if no := desk.envelope.refused((action,), self._read(), (planned_e,), spent_e):
@@ -168,8 +172,10 @@ class Worker(threading.Thread):
         desk, command = self._desk, order.command
         name = name_of(command.id, command.action, number)
         desk.beam.settle(opening=True)
-        if order.abort.is_set():
+        if order.cause is not None:  # the lease went meanwhile: nothing is begun under it
             raise Aborted
+        if desk.backend.blanked():
+            raise InstrumentError(desk.beam.trouble or "the beam is blanked")
         made = desk.backend.acquire(action, name, command.trace, order.abort)
         if problem := misplaced(self._share, made, name):
             raise _Ended(Outcome.FAILED, "backend", problem)
@@ -222,6 +228,10 @@ def name_of(command: str, action: Action, number: int) -> str:
 
 def misplaced(share: Path, made: Acquired, name: str) -> str | None:
     """Why what a backend says it wrote can't be believed; None: it can."""
+    try:
+        from_wire(Acquired, to_wire(made))  # what is no record could not be read back from the answers
+    except (ValueError, TypeError) as error:
+        return f"the backend tells of a scan in a way that is not understood: {printable(str(error))[:200]}"
     path = PurePosixPath(made.path)
     if path.is_absolute() or ".." in path.parts or "\\" in made.path or ":" in made.path:
         return "the backend names a file outside the folder of scans"

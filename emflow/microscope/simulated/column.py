@@ -139,7 +139,7 @@ class Column:
         try:
             self._write(state)
         except OSError as error:
-            raise InstrumentError(f"{self._path} can't be written: {error.strerror or error}") from error
+            raise InstrumentError(f"{self._path.name} can't be written: {error.strerror or error}") from error
         self._state = state
 
     def _write(self, state: State) -> None:

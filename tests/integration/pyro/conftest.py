@@ -99,7 +99,7 @@ class Scope:
     def wait_for_address(self) -> bool:
         """Whether it serves; False where it ended."""
         file = self.state / "address.json"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 40  # a busy machine, or one under strace
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 return False
@@ -176,6 +176,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
         self.is_cut = False
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -194,7 +195,13 @@ class Relay:
             except OSError:
                 near.close()
                 continue
-            self._open |= {near, far}
+            with self._lock:
+                late = self.is_cut
+                self._open |= set() if late else {near, far}
+            if late:  # cut while it was being connected
+                near.close()
+                far.close()
+                continue
             for one, other in ((near, far), (far, near)):
                 thread = threading.Thread(target=self._pump, args=(one, other), daemon=True)
                 self._threads.append(thread)
@@ -212,11 +219,12 @@ class Relay:
             end.close()
 
     def cut(self) -> None:
-        self.is_cut = True
-        for end in list(self._open):
+        with self._lock:
+            self.is_cut = True
+            ends, self._open = self._open, set()
+        for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
 
     def mend(self) -> None:
         self.is_cut = False

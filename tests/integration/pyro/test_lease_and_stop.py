@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from emflow import rpc_wire
 from emflow.errors import NotAllowed
 from emflow.microscope.client import LeaseKeeper
-from emflow.microscope.protocol import Batch, Mode, Outcome, Scan4d, Set, Status
+from emflow.microscope.protocol import OBJECT, Batch, Mode, Outcome, Scan4d, Set, Status
 from emflow.rpc import Refused
 
 SCAN = Scan4d(shape=(4, 4), step_nm=1.0, exposure_us=10.0)
@@ -261,11 +262,13 @@ def test_queue_is_bounded(make_scope, order) -> None:
 def test_events_are_waited_for(scope, order) -> None:
     client, viewer = scope.client(), scope.client("viewer")
     _, after = viewer.events(0)
-    threading.Timer(0.3, client.take_lease).start()
+    timer = threading.Timer(0.3, client.take_lease)
+    timer.start()
     began = time.monotonic()
     events, following = viewer.events(after, wait_s=10.0)
     assert ([e.name for e in events], following) == (["lease"], after + 1)
     assert 0.2 < time.monotonic() - began < 5
+    timer.join(10)  # the event is told before the lease is: a client that is closed meanwhile would be a failed thread
     assert viewer.events(10**9)[0]  # another server's number: all that there is
 
 
@@ -292,3 +295,48 @@ def test_moves_per_minute(make_scope, order) -> None:
     assert codes == ["", "", "", "limits", "limits"]
     assert client.execute(order(7, Set(values={"C10_nm": 3.0}), epoch=epoch)).code == ""  # no move
     assert scope.done("set")[-1] == '{"C10_nm": 3.0}'
+
+
+def test_moves_per_minute_over_a_restart(make_scope, order) -> None:
+    scope = make_scope(per_minute=3).start()
+    client = scope.client()
+    epoch = client.take_lease().epoch
+    batch = Batch(actions=(Set(values={"C10_nm": 1.0}), Set(values={"C10_nm": 2.0})))
+    assert client.execute(order(1, batch, epoch=epoch)).outcome is Outcome.DONE
+    scope.kill()
+    scope.configure(per_minute=3)
+    scope.start()
+    epoch = client.take_lease().epoch
+    codes = [client.execute(order(n, Set(values={"C10_nm": float(n)}), epoch=epoch)).code for n in (3, 4)]
+    assert codes == ["", "limits"]
+
+
+def test_stop_gets_through_whoever_waits(scope, order) -> None:
+    """More clients than there are connections, each in a call that waits as long as it may."""
+    pyro5 = rpc_wire.pyro()
+    client = scope.client()
+    client.stop("before")  # its connection is there: the crowd may push it out
+    scope.client("operator", "ann").release("go on")
+    _, after = client.events(0)
+    crowd = []
+    try:
+        for _ in range(rpc_wire.CONNECTIONS + 30):
+            proxy = pyro5.api.Proxy(f"PYRO:{OBJECT}@{scope.address}")
+            proxy._pyroHandshake = {"emflow": 1, "role": "viewer", "name": "crowd"}
+            try:
+                proxy._pyroBind()
+                call = pyro5.serializers.serializers["serpent"].dumpsCall(OBJECT, "events", (after, 30.0), {})
+                sent = pyro5.protocol.SendingMessage(pyro5.protocol.MSG_INVOKE, 0, 1, 1, call)
+                proxy._pyroConnection.send(sent.data)
+            except (pyro5.errors.CommunicationError, OSError):
+                continue  # pushed out by the others
+            finally:
+                crowd.append(proxy)
+        began = time.monotonic()
+        said = scope.emflow("stop", "--address", scope.address, "-m", "smoke", "--json")
+        assert said.returncode == 0, said.stderr
+        assert client.stop("smoke").mode is Mode.STOPPED
+        assert time.monotonic() - began < 10
+    finally:
+        for proxy in crowd:
+            proxy._pyroRelease()

@@ -152,6 +152,25 @@ def test_torn_last_line_and_damaged_line(scope, order) -> None:
     assert "answers.jsonl:3: not a line of the microscope's memory" in scope.log
 
 
+def test_the_beam_is_blanked_before_anything_else_can_fail(make_scope, order) -> None:
+    """A server that was killed in mid-scan has left the beam open; the next one may not even come up."""
+    scope = make_scope()
+    for folder in (scope.share, scope.state / "backend"):
+        folder.mkdir(parents=True)
+    command = order(1, SCAN, epoch=1)
+    intent = Intent(command=command, doses_e=(4000.0,), before={}, admitted_ns=1, began_ns=2)
+    (scope.state / "answers.jsonl").write_bytes(msgspec.json.encode(intent) + b"\n")
+    made = Acquired(
+        name=command.id, path=f"{command.id}.npy", kind="4d", scan_shape=(2, 2), det_shape=(2, 2), frames=4, dose_e=4e3
+    )
+    (scope.share / made.path).write_bytes(b"data")
+    (scope.state / "backend" / "newest.json").write_bytes(msgspec.json.encode(made))
+    (scope.share / f"{command.id}.emflow.json").mkdir()  # so its note can't be written
+    scope.start(wait=False)
+    assert scope.process.wait(20) != 0
+    assert (scope.state / "backend" / "done.log").read_text().splitlines() == ["start", "blank", "close"]
+
+
 def test_two_servers_of_one_state_folder(make_scope) -> None:
     scope = make_scope().start()
     second = scope.emflow("serve")

@@ -127,6 +127,8 @@ def test_acquisition_refused_by_name(scope, order, change: dict[str, Any], words
         {"id": "e0123456789ab"},
         {"id": "../../etc/passwd"},
         {"id": 7},
+        {"id": "e0123456789ab-0000-01\n"},
+        {"expects": {"C10_nm\n": 0.0}},
         {"epoch": 1.5},
         {"epoch": True},
         {"trace": "a\nb"},
@@ -151,3 +153,30 @@ def test_malformed_commands(scope, order, change: dict[str, Any]) -> None:
     assert (receipt.outcome, receipt.code, receipt.final) == (Outcome.REFUSED, "malformed", False)
     assert receipt.reason
     assert scope.done() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("events", (0, 10**400)),
+        ("events", (10**400, -(10**400))),
+        ("events", (0, "x")),
+        ("receipt", ("e0123456789ab-0000-01", 10**400)),
+        ("receipt", ("\x1b[2J" * 1000, None)),
+        ("lease", ("renew", 10**400)),
+        ("lease", ("give_back", True)),
+        ("lease", (["take"], 0)),
+        ("execute", (7, float("nan"))),
+        ("abort", ({"a": 1},)),
+    ],
+)
+def test_odd_arguments_are_no_bug_of_the_server(scope, method: str, arguments: tuple[Any, ...]) -> None:
+    client = scope.client()
+    client.take_lease()  # so that there is an event, and nothing waits for one
+    server, said = client._connection, "answered"
+    try:
+        server.call(method, *arguments)
+    except Refused as error:
+        said = error.code
+    assert said in ("answered", "malformed")
+    assert "Traceback" not in scope.log, scope.log

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from emflow import rpc_wire
 from emflow.errors import Busy, JournalError
 from emflow.microscope.answers import Answer, Answers, Epoch, Intent, Latch, digest_of, refused
 from emflow.microscope.happenings import AT_ONCE, Happenings
@@ -107,6 +111,59 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_torn_line_that_could_not_be_cut_off_is_cut_off_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        """The file on a disk that takes half a line, and then nothing, not even a truncation."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.fails = file, True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: bytes) -> int:
+            return int(self.file.write(data[:20] if self.fails else data))
+
+        def truncate(self, size: int) -> None:
+            if self.fails:
+                raise OSError(errno.EIO, "broken")
+            self.file.truncate(size)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    answers = Answers(tmp_path)
+    answers.append(answer(1))
+    failing = Failing(answers._file)
+    answers._file = failing  # type: ignore[assignment]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="broken"):
+                answers.append(answer(2))
+    failing.fails = False
+    answers.append(answer(3))
+    assert (answers.find(named(1)), answers.find(named(2)), answers.find(named(3))) == (answer(1), None, answer(3))
+    answers.close()
+    again = Answers(tmp_path)
+    assert (again.find(named(2)), again.find(named(3))) == (None, answer(3))
+    again.close()
+
+
+def test_what_was_begun_within_the_last_minute_is_known(tmp_path: Path) -> None:
+    answers = Answers(tmp_path)
+    now = msgspec.structs.replace(intent(2), began_ns=time.time_ns())
+    for line in (intent(1), now, answer(2)):
+        answers.append(line)
+    assert answers.recent == []
+    answers.close()
+    again = Answers(tmp_path)
+    assert again.recent == [now]
+    again.close()
+
+
 def test_found_from_many_threads_while_it_grows(tmp_path: Path) -> None:
     answers = Answers(tmp_path)
     wrong: list[object] = []
@@ -154,6 +211,22 @@ def test_event_numbers_go_on_over_restarts(tmp_path: Path) -> None:
     assert [e["subject"] for e in events] == [f"c{AT_ONCE + 3}", f"c{AT_ONCE + 4}", "after"]
     assert second.after(end, 0.0) == ([], end)
     second.close()
+
+
+def test_long_events_come_in_more_replies(tmp_path: Path) -> None:
+    """Whatever people write into their reasons, a reply fits into a message."""
+    events = Happenings(tmp_path)
+    for number in range(520):
+        events.write("stopped", "microscope", "", reason="\U0001f600" * 564, n=number)
+    seen: list[int] = []
+    number, following = -1, 0
+    while following != number:
+        number = following
+        found, following = events.after(number, 0.0)
+        assert len(rpc_wire.pack({"events": found, "next": following})) <= rpc_wire.MAX_MESSAGE
+        seen += [event["attrs"]["n"] for event in found]
+    assert seen == list(range(520))
+    events.close()
 
 
 def test_one_server_for_one_folder(tmp_path: Path) -> None:

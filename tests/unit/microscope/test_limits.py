@@ -68,6 +68,24 @@ def test_what_passes_is_inside_at_every_step(targets: list[dict[str, float]], st
         assert any(name in refused.reason for name in ("C10_nm", "C12a_nm", "stage_y_nm", "no control"))
 
 
+@pytest.mark.parametrize(
+    ("start", "values", "words"),
+    [
+        (0.0, [60.0], None),
+        (0.0, [-60.0], None),
+        (0.0, [60.0000001], "is 60 from 0.0; one step is at most 60"),
+        (-30.0, [31.0], "is 61 from -30.0; one step is at most 60"),
+        (0.0, [50.0, -10.0], None),
+        (0.0, [50.0, -11.0], "C10_nm: -11.0 is 61 from 50.0"),  # judged as if what stands before it were done
+    ],
+)
+def test_step(envelope: Envelope, start: float, values: list[float], words: str | None) -> None:
+    actions = [Set(values={"C10_nm": value}) for value in values]
+    found = envelope.refused(actions, {"C10_nm": start}, [0.0] * len(actions), 0.0)
+    assert (found is None) == (words is None)
+    assert found is None or words in found.reason
+
+
 def test_per_minute_is_a_window(envelope: Envelope, clock: Clock) -> None:
     for value in (1.0, 2.0, 3.0):
         move = Set(values={"C10_nm": value})
@@ -80,6 +98,16 @@ def test_per_minute_is_a_window(envelope: Envelope, clock: Clock) -> None:
     assert found.reason == "C10_nm: 4.0 would be move 4 within a minute; 3 are allowed"
     assert envelope.refused([fourth], {"C10_nm": 4.0}, [0.0], 0.0) is None  # no move
     clock.now_s += 30.1  # a minute after the first
+    assert envelope.refused([fourth], {"C10_nm": 3.0}, [0.0], 0.0) is None
+
+
+def test_moves_from_before_a_restart_count(envelope: Envelope, clock: Clock) -> None:
+    batch = Batch(actions=(Set(values={"C10_nm": 1.0}), SCAN, Set(values={"C10_nm": 2.0}), Set(values={"C10_nm": 2.0})))
+    envelope.earlier(batch, {"C10_nm": 0.0}, 50.0)  # two moves
+    envelope.earlier(Set(values={"C10_nm": 3.0, "gone": 1.0}), {"C10_nm": 2.0}, -5.0)  # a clock that was set back
+    fourth = Set(values={"C10_nm": 4.0})
+    assert "would be move 4" in envelope.refused([fourth], {"C10_nm": 3.0}, [0.0], 0.0).reason  # type: ignore[union-attr]
+    clock.now_s += 10.1
     assert envelope.refused([fourth], {"C10_nm": 3.0}, [0.0], 0.0) is None
 
 
@@ -142,6 +170,17 @@ def test_expects_with_its_tolerance(envelope: Envelope) -> None:
     assert envelope.differs({"C10_nm": 1.0}, {"C10_nm": math.nan})
     assert envelope.differs({"C9_nm": 1.0}, {"C10_nm": 1.0})
     assert envelope.holds({}, {})
+
+
+@pytest.mark.parametrize("name", ["C10_nm", "C12a_nm"])
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 5e-324, -5e-324, -0.0])
+def test_ends_of_what_a_float_can_hold(name: str, value: float) -> None:
+    wide = ControlLimits(min=-1.8e308 / 1.01, max=1.8e308 / 1.01, max_step=60.0, per_minute=1, tolerance=1e308)
+    envelope = Envelope(Limits(controls={"C10_nm": wide, "C12a_nm": C12}), lambda: 0.0)
+    found = envelope.refused([Set(values={name: value})], {"C10_nm": -value, "C12a_nm": 0.0}, [0.0], 0.0)
+    allowed = abs(value) < 1 and (name == "C10_nm" or value >= 0)
+    assert (found is None) == allowed  # the difference overflows to infinity, which is no step
+    assert (envelope.differs({"C10_nm": value}, {"C10_nm": -value}) is None) == (abs(value) < 1)
 
 
 def test_control_that_reads_nan_cannot_be_stepped(envelope: Envelope) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -220,3 +222,21 @@ def test_it_remembers_its_newest_acquisition(tmp_path: Path) -> None:
     again = SimulatedMicroscope(tmp_path, tmp_path / "state", {"seed": 3})
     assert again.made(made.name) == made
     assert again.made("e0123456789ab-0001-01") is None
+
+
+def test_a_full_disk_refuses_a_set_and_blanks_all_the_same(
+    lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = lab(seed=3)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InstrumentError) as raised:
+        one.microscope.set({"C10_nm": 5.0})
+    assert str(raised.value) == "column.json can't be written: No space left on device"  # clients hear no paths
+    assert one.microscope.read()["C10_nm"] == 0.0
+    with pytest.raises(InstrumentError):
+        one.microscope.blank(True)
+    assert one.microscope.blanked()
