@@ -130,7 +130,7 @@ def _microscope(document: tomlfile.Document, written: File, folder: Path) -> Mic
     share = written.microscope.share or (shares[0] if shares else "")
     if written.microscope.share and share not in shares:
         raise document.error(
-            ("microscope", "share"), f"no share is called {share!r}", next_step=f"known: {', '.join(shares)}"
+            ("microscope", "share"), f"no share is called {share!r}", next_step=f"Known: {', '.join(shares)}"
         )
     return msgspec.structs.replace(written.microscope, share=share)
 

@@ -55,10 +55,53 @@ class _Guest:
         self.since_s = time.monotonic()
 
 
+class _Door:
+    """Who is connected, and who has to leave where it gets crowded; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._guests: dict[Any, _Guest] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, conn: Any) -> _Guest:
+        """Take somebody in who has said nothing yet."""
+        with self._lock:
+            guest = self._guests[conn] = _Guest()
+            crowded = len(self._guests) > rpc_wire.CONNECTIONS - rpc_wire.SPARE
+        if crowded:
+            self.make_room(conn)
+        return guest
+
+    def guest(self, conn: Any) -> _Guest:
+        """Who a connection is."""
+        return self._guests[conn]
+
+    def leave(self, conn: Any) -> None:
+        """Forget a connection that has ended."""
+        with self._lock:
+            self._guests.pop(conn, None)
+
+    def make_room(self, newcomer: Any = None) -> None:
+        """End the connection that was silent for longest, those without a hello first; none that is served."""
+        with self._lock:
+            silent = [(conn, guest) for conn, guest in self._guests.items() if guest.idle and conn is not newcomer]
+            if not silent:
+                return
+            conn, guest = min(silent, key=lambda one: (one[1].may is not None, one[1].since_s))
+            guest.idle = False  # it is on its way out: the next newcomer ends another one
+        with contextlib.suppress(OSError):
+            conn.sock.shutdown(socket.SHUT_RDWR)  # its own thread closes it
+
+    def empty(self) -> None:
+        """Close every connection; their threads end."""
+        with self._lock:
+            found = list(self._guests)
+        for conn in found:
+            conn.close()
+
+
 def daemon_class() -> Any:
     """The daemon, defined where Pyro5 is loaded: its base class can't be named before."""
     pyro5 = rpc_wire.pyro()
-    protocol = pyro5.protocol
     stock: Any = pyro5.api.Daemon
 
     class Daemon(stock):  # type: ignore[misc]
@@ -66,27 +109,22 @@ def daemon_class() -> Any:
 
         def __init__(self, host: str, port: int, methods: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
             self._methods = methods
-            self._open: dict[Any, _Guest] = {}
-            self._door = threading.Lock()
+            self._door = _Door()
             self.ended = False
             super().__init__(host, port)
 
         def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
             if denied_reason:  # too many connections; this runs in the thread that accepts, so it must not wait
                 _log.warning("a connection was closed at once: %s", denied_reason)
-                self._make_room()
+                self._door.make_room()
                 return False
             conn.settimeout(rpc_wire.HELLO_S)
-            with self._door:
-                guest = self._open[conn] = _Guest()
-                crowded = len(self._open) > rpc_wire.CONNECTIONS - rpc_wire.SPARE
-            if crowded:
-                self._make_room(conn)
+            guest = self._door.enter(conn)
             try:
                 guest.may = _greeted(pyro5, conn, self._methods)
             finally:
                 if guest.may is None:
-                    self.clientDisconnect(conn)
+                    self._door.leave(conn)
             if guest.may is None:
                 return False
             conn.settimeout(rpc_wire.IDLE_S)
@@ -94,33 +132,11 @@ def daemon_class() -> Any:
                 conn.close()
             return True
 
-        def _make_room(self, newcomer: Any = None) -> None:
-            """End the connection that was silent for longest, those without a hello first; none that is served."""
-            with self._door:
-                silent = [(conn, guest) for conn, guest in self._open.items() if guest.idle and conn is not newcomer]
-                if not silent:
-                    return
-                conn, guest = min(silent, key=lambda one: (one[1].may is not None, one[1].since_s))
-                guest.idle = False  # it is on its way out: the next newcomer ends another one
-            with contextlib.suppress(OSError):
-                conn.sock.shutdown(socket.SHUT_RDWR)  # its own thread closes it
-
         def clientDisconnect(self, conn: Any) -> None:  # noqa: N802 - Pyro5's name
-            with self._door:
-                self._open.pop(conn, None)
+            self._door.leave(conn)
 
         def handleRequest(self, conn: Any) -> None:  # noqa: N802 - Pyro5's name
-            try:
-                seq, data = _receive(pyro5, conn, protocol.MSG_INVOKE, rpc_wire.MAX_MESSAGE)
-            except ValueError as error:
-                _log.warning("a connection was cut: %s", printable(str(error)))
-                raise pyro5.errors.SecurityError("refused") from None  # Pyro5 closes the connection
-            guest = self._open[conn]
-            assert guest.may is not None
-            guest.idle = False
-            reply = _packed(_served(*guest.may, data))
-            guest.idle, guest.since_s = True, time.monotonic()
-            conn.send(protocol.SendingMessage(protocol.MSG_RESULT, 0, seq, SERPENT, reply).data)
+            _serve(pyro5, conn, self._door.guest(conn))
 
         def shutdown(self) -> None:
             self.ended = True
@@ -133,12 +149,24 @@ def daemon_class() -> Any:
 
         def cut(self) -> None:
             """Close every connection; their threads end."""
-            with self._door:
-                found = list(self._open)
-            for conn in found:
-                conn.close()
+            self._door.empty()
 
     return Daemon
+
+
+def _serve(pyro5: Any, conn: Any, guest: _Guest) -> None:
+    """Read one call and answer it; a message that is not spoken here ends the connection."""
+    protocol = pyro5.protocol
+    try:
+        seq, data = _receive(pyro5, conn, protocol.MSG_INVOKE, rpc_wire.MAX_MESSAGE)
+    except ValueError as error:
+        _log.warning("a connection was cut: %s", printable(str(error)))
+        raise pyro5.errors.SecurityError("refused") from None  # Pyro5 closes the connection
+    assert guest.may is not None
+    guest.idle = False
+    reply = _packed(_served(*guest.may, data))
+    guest.idle, guest.since_s = True, time.monotonic()
+    conn.send(protocol.SendingMessage(protocol.MSG_RESULT, 0, seq, SERPENT, reply).data)
 
 
 def _greeted(

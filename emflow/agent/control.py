@@ -92,7 +92,7 @@ class Control:
         return wish or Wish("nobody")
 
     def forget_resume(self) -> None:
-        """Begin a pause or a hold: only what is said from now on ends it."""
+        """Begin a hold: only what is said from now on ends it."""
         with self._changed:
             self._resumed = None
 

@@ -18,7 +18,17 @@ from emflow.errors import printable
 from emflow.microscope.sidecar import command_of
 from emflow.runs import ACQUISITION_FILE, DAY
 from mpi_kernels import jsonfile
-from mpi_kernels.contract import ACQUISITION_ID, ERROR_FILE, RESULT_FILE, RESULT_H5, ErrorRecord, ResultManifest
+from mpi_kernels.contract import (
+    ACQUISITION_ID,
+    ERROR_FILE,
+    JOB_FILE,
+    RESULT_FILE,
+    RESULT_H5,
+    ErrorRecord,
+    JobSpec,
+    ReductionSpec,
+    ResultManifest,
+)
 from mpi_kernels.errors import FormatError
 
 ATTEMPTS = tuple(f"{n:02d}" for n in range(1, 100))
@@ -113,6 +123,8 @@ class Wanted:
         Controls of the policy that somebody turned while it was made.
     used : set of str
         Jobs and acquisitions that were decided on before.
+    made_by : tuple of ReductionSpec
+        What the policy reads must have been made so, whatever recipe the service has by now.
     """
 
     acquisition: str
@@ -120,6 +132,7 @@ class Wanted:
     settings: Mapping[str, float]
     changed: tuple[str, ...] = ()
     used: frozenset[str] = frozenset()
+    made_by: tuple[ReductionSpec, ...] = ()
 
 
 def examine(
@@ -144,7 +157,7 @@ def examine(
     except (ValueError, OverflowError) as error:
         return _distrusted(seen, f"its {RESULT_FILE} holds what no log can: {printable(str(error))}"), None
     reason = _foreign(manifest, job, wanted) or _unfit(manifest, policy, reductions, wanted)
-    reason = reason or _other_bytes(folder, manifest)
+    reason = reason or _other_bytes(folder, manifest) or _made_otherwise(folder, wanted.made_by)
     if reason:
         return _distrusted(seen, reason), None
     try:
@@ -220,6 +233,18 @@ def _unfit(manifest: ResultManifest, policy: Policy, reductions: tuple[str, ...]
     if wanted.changed:
         return f"{', '.join(wanted.changed)} changed while the scan was made"
     return ""
+
+
+def _made_otherwise(folder: Path, made_by: tuple[ReductionSpec, ...]) -> str:
+    """Why a job did not compute what the policy reads; empty where it did."""
+    if not made_by:
+        return ""
+    try:
+        recipe = jsonfile.read(JobSpec, folder / JOB_FILE).recipe
+    except (OSError, FormatError) as error:
+        return f"its {JOB_FILE} can't be read: {printable(str(error))}"
+    other = [one.name for one in made_by if one not in recipe.reductions]
+    return f"its recipe {printable(recipe.name)} makes {', '.join(other)} otherwise than the policy's" if other else ""
 
 
 def _other_bytes(folder: Path, manifest: ResultManifest) -> str:

@@ -148,6 +148,16 @@ def measure_again(reason: str, again: Action | None) -> Decision:
     return Decision(reason=f"{reason}; measure again", actions=(again,))
 
 
+def moved(
+    controls: tuple[str, ...], decision: Decision, known: Mapping[str, float], now: Mapping[str, float]
+) -> list[str]:
+    """Controls that are neither where they were known to be nor where an interrupted decision wants them."""
+    wanted = {name: v for action in decision.actions for one in _sets(action) for name, v in one.values.items()}
+    return [
+        c for c in controls if not any(c in there and same(there[c], now.get(c, math.nan)) for there in (known, wanted))
+    ]
+
+
 def holds(values: Mapping[str, float], settings: Mapping[str, float]) -> bool:
     """Whether controls have these values; setpoints come back as they were given, up to the last digits."""
     return all(name in settings and same(value, settings[name]) for name, value in values.items())

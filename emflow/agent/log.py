@@ -68,6 +68,7 @@ class ExperimentLog:
             self.lines, self._chain = _parsed(data[:whole], path)
             if whole < len(data):
                 os.ftruncate(self._fd, whole)
+            self._size = whole
         except BaseException:
             os.close(self._fd)
             raise
@@ -75,7 +76,13 @@ class ExperimentLog:
         self.path = path
 
     def append(self, *records: Record, active_s: float = 0.0) -> None:
-        """Write records and wait until the disk has them."""
+        """Write records and wait until the disk has them.
+
+        Raises
+        ------
+        LogError
+            It has not; the log is as it was, and nothing may follow from these records.
+        """
         with self._lock:
             data = b""
             added: list[Line] = []
@@ -86,15 +93,22 @@ class ExperimentLog:
                 chain = _digest(chain, line.seq, line.wall_ns, line.active_s, raw)
                 data += _line(line, chain, raw)
                 added.append(line)
-            written = os.write(self._fd, data)
-            if written < len(data):
+            try:
+                self._write(data)
+            except OSError as error:
+                os.ftruncate(self._fd, self._size)  # whole lines only, should anything be written after all
                 raise LogError(
-                    f"{printable(str(self.path))}: the disk took {written} of {len(data)} bytes",
+                    f"{printable(str(self.path))}: what happens can't be written down: {error.strerror}",
                     next_step="Make room, then go on with: emflow agent --experiment ID",
-                )
-            os.fsync(self._fd)
+                ) from error
             self.lines += added
-            self._chain = chain
+            self._chain, self._size = chain, self._size + len(data)
+
+    def _write(self, data: bytes) -> None:
+        left = data
+        while left:  # a disk that gets full takes a part first
+            left = left[os.write(self._fd, left) :]
+        os.fsync(self._fd)
 
     def close(self) -> None:
         """Give the file back."""

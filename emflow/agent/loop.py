@@ -18,6 +18,7 @@ from emflow.agent.protocol import Decision, Ending, Verdict
 from emflow.agent.records import Decided, Ended, Received, Recovered, Seen, Source, Told, planned
 from emflow.agent.results import LoadedResult
 from emflow.agent.sending import EventCopy, Hand, Held
+from emflow.agent.thinking import thought
 from emflow.agent.waiting import Waiting
 from emflow.errors import Unavailable, printable
 from emflow.microscope.protocol import Mode, Outcome, Receipt, Status
@@ -41,11 +42,12 @@ class Loop:
     def run(self) -> Ended:
         """Run to the end and give the last record, which is in the log."""
         try:
+            resting.go_on(self.x)
             while True:
                 self._turn()
         except Finished as end:
+            self._abort(end.reason)  # first: whatever is broken, nothing is left running
             self._stopped()
-            self._abort(end.reason)
             ended = Ended(ending=end.ending, reason=end.reason)
         except (judging.PolicyError, Unavailable) as error:
             ended = Ended(ending=Ending.FAILED, reason=str(error))
@@ -88,7 +90,7 @@ class Loop:
         self.x.show("deciding")
         settings = self._hand.status().controls
         begin = time.perf_counter()
-        decision = judging.decide(self.x.started.policy, self.x.policy, None, settings, ())
+        decision = thought(self.x, lambda: judging.decide(self.x.started.policy, self.x.policy, None, settings, ()))
         self._decided(decision, "policy", (), settings, begin)
 
     def _decide_next(self) -> None:
@@ -99,14 +101,14 @@ class Loop:
         self._copy.pull(self._hand.client)
         folder = self._waiting.wait(awaited[2])
         begin = time.perf_counter()
-        self.x.state = "deciding"
+        self.x.show("deciding")
         seen, result = self._waiting.examine(folder, *awaited[:2])
         resting.checkpoint(self.x)
         try:
             self._judge(seen, result, begin)
         finally:
             if result is not None:
-                result.close()
+                result.close()  # also under a policy that hangs: h5py may crash at the end over what is open
 
     def _judge(self, seen: Seen, result: LoadedResult | None, begin: float) -> None:
         progress = self.x.progress
@@ -117,7 +119,9 @@ class Loop:
         name = self.x.started.policy
         asked = time.perf_counter()
         try:
-            decision = judging.decide(name, self.x.policy, result, progress.known, progress.history)
+            decision = thought(
+                self.x, lambda: judging.decide(name, self.x.policy, result, progress.known, progress.history)
+            )
         except judging.PolicyError:
             self.x.record(seen)
             raise
@@ -218,14 +222,8 @@ class Loop:
         return status
 
     def _moved(self, last: Taken, now: dict[str, float]) -> list[str]:
-        """Controls of the policy that are neither where they were known to be nor where the decision wants them."""
-        wanted = {name: v for a in last.decided.decision.actions for name, v in getattr(a, "values", {}).items()}
-        known = self.x.progress.known
-        return [
-            c
-            for c in self.x.started.controls
-            if not any(c in there and judging.same(there[c], now.get(c, float("nan"))) for there in (known, wanted))
-        ]
+        """Controls of the policy that somebody else moved."""
+        return judging.moved(self.x.started.controls, last.decided.decision, self.x.progress.known, now)
 
     def _stopped(self) -> None:
         """Log who asked for the end, if anybody did."""

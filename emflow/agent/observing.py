@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from emflow.agent import judging, stopping
+from emflow.agent import judging, resting, stopping
 from emflow.agent.control import Finished
 from emflow.agent.evidence import Finder, Wanted, examine
 from emflow.agent.opening import Experiment
 from emflow.agent.protocol import Decision, Ending, Verdict
 from emflow.agent.records import Decided, Ended, Seen, planned
+from emflow.agent.thinking import thought
 from emflow.errors import Unavailable
 from emflow.microscope.client import MicroscopeClient
 
@@ -39,6 +40,7 @@ class Observer:
     def run(self) -> Ended:
         """Run until somebody stops it, the policy is at its end, or a stop rule says so."""
         try:
+            resting.go_on(self.x)
             if self.x.progress.last is None:
                 decision = self._ask(None, {})
                 self._decided(decision, (), self._settings(), time.perf_counter())
@@ -73,7 +75,11 @@ class Observer:
         begin = time.perf_counter()
         settings = self._settings()
         wanted = Wanted(
-            acquisition=folder.parent.name, command=None, settings=settings, used=frozenset(self.x.progress.used)
+            acquisition=folder.parent.name,
+            command=None,
+            settings=settings,
+            used=frozenset(self.x.progress.used),
+            made_by=self.x.recipe.reductions,
         )
         seen, result = examine(self._finder.root, folder, wanted, self.x.policy, self.x.started.reductions)
         self.x.events.write("found", subject=seen.job, trace=seen.command or seen.acquisition)
@@ -81,7 +87,8 @@ class Observer:
             self.x.record(seen)
             return
         try:
-            decision = judging.decide(self.x.started.policy, self.x.policy, result, settings, self.x.progress.history)
+            name, history = self.x.started.policy, self.x.progress.history
+            decision = thought(self.x, lambda: judging.decide(name, self.x.policy, result, settings, history))
         except judging.PolicyError:
             self.x.record(seen)
             raise
@@ -93,7 +100,8 @@ class Observer:
             raise Finished(Ending.GAVE_UP if gave else Ending.TARGET, decision.reason)
 
     def _ask(self, result: None, settings: Mapping[str, float]) -> Decision:
-        return judging.decide(self.x.started.policy, self.x.policy, result, settings or self._settings(), ())
+        known = settings or self._settings()
+        return thought(self.x, lambda: judging.decide(self.x.started.policy, self.x.policy, result, known, ()))
 
     def _decided(
         self,

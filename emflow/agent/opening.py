@@ -19,14 +19,13 @@ from emflow.agent.folders import folder_of, held
 from emflow.agent.log import ExperimentLog
 from emflow.agent.progress import Progress
 from emflow.agent.protocol import AgentMode, Policy, StopRules
-from emflow.agent.records import AgentStatus, Decided, Record, Resumed, Row, Started, State
+from emflow.agent.records import Record, Resumed, Started, State
+from emflow.agent.telling import status_of
 from emflow.config import Config, Watch
 from emflow.errors import ConfigError, UsageError, printable
 from emflow.recipes import load_recipe
+from mpi_kernels.contract import Recipe
 from mpi_kernels.events import EventLog, host_name
-
-ROWS = 30
-"""Decisions that the status tells of."""
 
 
 @dataclass
@@ -37,6 +36,7 @@ class Experiment:
     folder: Path
     started: Started
     policy: Policy
+    recipe: Recipe
     log: ExperimentLog
     progress: Progress
     events: EventLog
@@ -61,62 +61,6 @@ class Experiment:
         """Tell people how it is."""
         self.state = state or self.state
         self.control.publish(status_of(self.log, self.progress, self.state, self.clock.seconds))
-
-
-def status_of(log: ExperimentLog, progress: Progress, state: State, seconds: float) -> AgentStatus:
-    """An experiment's status from its log."""
-    started, last, ended = progress.started, progress.last, progress.ended
-    decision = last.decided.decision if last else None
-    told = next((t.decided.decision for t in reversed(progress.taken) if t.decided.decision.merit is not None), None)
-    open_ = decision is not None and bool(decision.actions) and (state == "asking" or _shows_only(started))
-    return AgentStatus(
-        state=state,
-        experiment=started.experiment if started else "",
-        mode=started.mode if started else "",
-        policy=started.policy if started else "",
-        number=last.decided.number if last else -1,
-        pending=decision if open_ else None,
-        measured=_measured(progress),
-        merit=told.merit if told else None,
-        merit_unit=told.merit_unit if told else "",
-        acquisitions=progress.acquisitions,
-        dose_e=progress.dose_e,
-        seconds=round(seconds, 3),
-        ending=ended.ending.value if ended else "",
-        reason=ended.reason if ended else decision.reason if decision else "",
-        rows=_rows(log, progress),
-    )
-
-
-def _shows_only(started: Started | None) -> bool:
-    return started is not None and started.mode == "propose"
-
-
-def _measured(progress: Progress) -> dict[str, float]:
-    """What was measured last."""
-    found = (t.decided.decision.measured for t in reversed(progress.taken))
-    return next((m for m in found if m), {})
-
-
-def _rows(log: ExperimentLog, progress: Progress) -> tuple[Row, ...]:
-    at = {line.record.number: line.active_s for line in log.lines if isinstance(line.record, Decided)}
-    rows, made = [], 0
-    for taken in progress.taken:
-        number, decision = taken.decided.number, taken.decided.decision
-        rows.append(
-            Row(
-                number=number,
-                by=taken.decided.by,
-                reason=decision.reason,
-                acquisitions=made,
-                measured=decision.measured,
-                merit=decision.merit,
-                seconds=round(at[number] - at.get(number - 1, 0.0), 3),
-                trusted=decision.trusted,
-            )
-        )
-        made += sum(len(r.acquired) for r in taken.receipts.values())
-    return tuple(rows[-ROWS:])
 
 
 # --- the policy
@@ -144,6 +88,11 @@ def make_policy(name: str, parameters: Mapping[str, Any]) -> tuple[Policy, str]:
         policy = msgspec.convert(dict(parameters), cls, strict=False)
     except ValueError as error:
         raise ConfigError(f"policy {name!r}: {printable(str(error))}", next_step=has) from None
+    try:
+        msgspec.json.decode(msgspec.json.encode(policy), type=cls)
+    except ValueError as error:  # NaN, or text that is no Unicode
+        why = f"a parameter can't be written into a log: {printable(str(error))}"
+        raise ConfigError(f"policy {name!r}: {why}", next_step=has) from None
     if not isinstance(policy, Policy):
         raise ConfigError(f"{name!r} lacks what a policy needs", next_step="See emflow.agent.protocol.Policy")
     return policy, registry.target("policies", name)
@@ -217,18 +166,23 @@ def opened(
         log = stack.enter_context(ExperimentLog(folder))
         progress = Progress(line.record for line in log.lines)
         resumed = progress.started is not None
-        started = _same(progress, policy, fresh if parameters else None) if resumed else fresh
+        started = _same(progress, policy, parameters, mode) if resumed else fresh
         if started is None:
             raise UsageError(f"experiment {experiment} has not begun", next_step="Give its policy: --policy NAME")
         made, target = make_policy(started.policy, started.parameters)
         if target != started.target:
             raise ConfigError(f"policy {started.policy!r} is {target} now, was {started.target} when it began")
+        share = share_of(config)
+        if share.share != started.share:
+            raise ConfigError(f"[microscope] writes to share {share.share!r} now, was {started.share!r} when it began")
+        reductions_for(config, made, started.policy, share)
         _warm()
         yield Experiment(
             config=config,
             folder=folder,
             started=started,
             policy=made,
+            recipe=load_recipe(made.recipe, relative_to=config.folder),
             log=log,
             progress=progress,
             events=stack.enter_context(EventLog(folder, "control", experiment, experiment)),
@@ -238,8 +192,8 @@ def opened(
         )
 
 
-def _same(progress: Progress, policy: str | None, asked: Started | None) -> Started:
-    """The first record of an experiment that goes on."""
+def _same(progress: Progress, policy: str | None, parameters: Mapping[str, Any], mode: AgentMode | None) -> Started:
+    """The first record of an experiment that goes on, after a look that nobody asks for another one."""
     started = cast("Started", progress.started)
     if progress.ended:
         raise UsageError(
@@ -248,7 +202,13 @@ def _same(progress: Progress, policy: str | None, asked: Started | None) -> Star
         )
     if policy not in (None, started.policy):
         raise UsageError(f"experiment {started.experiment} runs policy {started.policy!r}, not {policy!r}")
-    if asked is not None and asked.parameters != started.parameters:
+    if mode not in (None, started.mode):
+        raise UsageError(
+            f"experiment {started.experiment} began in mode {started.mode!r}, not {mode!r}",
+            next_step="Leave --mode out to go on in the mode in which it began, or start another experiment",
+        )
+    asked = make_policy(started.policy, parameters)[0] if parameters else None
+    if asked is not None and msgspec.to_builtins(asked) != started.parameters:
         raise UsageError(
             f"experiment {started.experiment} began with other parameters: {printable(str(started.parameters))}",
             next_step="Leave -p out to go on with them",

@@ -20,8 +20,9 @@ from emflow.agent.records import (
     Started,
     Told,
     acquires,
+    acquisitions,
 )
-from emflow.microscope.protocol import Acquired, Action, Outcome, Receipt
+from emflow.microscope.protocol import Acquired, Action, Batch, Outcome, Receipt
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Progress:
         self.known: dict[str, float] = {}
         self.approved: set[int] = set()
         self.held: set[int] = set()
+        self.resting: Told | None = None
         self.recovered: Recovered | None = None
         for record in records:
             self.apply(record)
@@ -85,6 +87,11 @@ class Progress:
                 self.approved.add(record.number)
             case Told(what="hold"):
                 self.held.add(record.number)
+                self.resting = record
+            case Told(what="pause"):
+                self.resting = record
+            case Told(what="resume"):
+                self.resting = None
             case Ended():
                 self.ended = record
             case Told() | Resumed():
@@ -156,9 +163,10 @@ class Progress:
 
     @property
     def last_acquire(self) -> Action | None:
-        """The newest action that makes an acquisition."""
+        """The newest action that makes an acquisition; of a batch only what acquires, so that it can be repeated."""
         actions = (c.action for taken in reversed(self.taken) for c in reversed(taken.decided.commands))
-        return next((a for a in actions if acquires(a)), None)
+        newest = next((acquisitions(a) for a in actions if acquires(a)), ())
+        return newest[0] if len(newest) == 1 else Batch(actions=newest) if newest else None
 
     @property
     def used(self) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from emflow.agent.protocol import AgentMode, Decision, Ending, StopRules
-from emflow.microscope.protocol import Action, Camera, Receipt, Scan, Scan4d, command_id
+from emflow.microscope.protocol import Acquire, Action, Camera, Receipt, Scan, Scan4d, command_id
 from mpi_kernels.contract import Quality, Scalar
 
 EXPERIMENT = re.compile(r"e[0-9a-f]{12}")
@@ -142,10 +142,15 @@ class Ended(_Record, frozen=True, kw_only=True, tag="ended"):
 Record = Started | Resumed | Seen | Decided | Told | Received | Recovered | Ended
 
 
+def acquisitions(action: Action) -> tuple[Acquire, ...]:
+    """What an action acquires: itself, or those of a batch that do."""
+    inner = getattr(action, "actions", (action,))
+    return tuple(one for one in inner if isinstance(one, (Scan, Camera, Scan4d)))
+
+
 def acquires(action: Action) -> bool:
     """Whether an action makes an acquisition."""
-    inner = getattr(action, "actions", (action,))
-    return any(isinstance(one, (Scan, Camera, Scan4d)) for one in inner)
+    return bool(acquisitions(action))
 
 
 def planned(experiment: str, number: int, actions: tuple[Action, ...]) -> tuple[Planned, ...]:

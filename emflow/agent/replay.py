@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
 from emflow.agent import judging
-from emflow.agent.log import LOG_FILE, read_log
+from emflow.agent.log import LOG_FILE, LogError, read_log
 from emflow.agent.opening import make_policy
 from emflow.agent.progress import Progress, Taken
 from emflow.agent.protocol import Decision, Policy
 from emflow.agent.records import Decided, Recovered, Seen, Started, planned
 from emflow.agent.results import reload
 from emflow.errors import UsageError
+from emflow.records import acquisition_id
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision, as it was and as it is now; ``now`` is None where both are the same to the byte."""
+    """One decision, as it was and as it is now.
+
+    ``now`` is None where both are the same to the byte; ``off`` tells what of the record does not follow from those
+    before it, such as settings that no receipt says.
+    """
 
     number: int
     by: str
@@ -28,11 +34,12 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     then: Decision
     now: Decision | None
     seconds: float
+    off: str = ""
 
     @property
     def same(self) -> bool:
-        """Whether it is the same decision."""
-        return self.now is None
+        """Whether it is the same decision, on what the log says was there."""
+        return self.now is None and not self.off
 
 
 def replay(folder: Path, runs: Path) -> Iterator[Compared]:
@@ -61,6 +68,8 @@ def replay(folder: Path, runs: Path) -> Iterator[Compared]:
     progress = Progress()
     for record in records:
         if isinstance(record, Decided):
+            if record.by == "recovery" and (progress.recovered is None or progress.last is None):
+                raise LogError(f"{folder.name}: decision {record.number} mends nothing that the log tells of")
             begin = time.perf_counter()
             now = _again(record, progress, policy, runs)
             same = msgspec.json.encode(now) == msgspec.json.encode(record.decision)
@@ -72,8 +81,43 @@ def replay(folder: Path, runs: Path) -> Iterator[Compared]:
                 then=record.decision,
                 now=None if same else now,
                 seconds=time.perf_counter() - begin,
+                off=_off(record, progress),
             )
         progress.apply(record)
+
+
+def _off(record: Decided, progress: Progress) -> str:
+    """What of a decision's record does not follow from the records before it; empty where all does."""
+    seen = _seen(progress, record)
+    basis: tuple[str, ...] = (seen.job,) if seen else ()
+    settings: Mapping[str, float] = progress.known
+    if record.by == "recovery":
+        recovered, last = cast("Recovered", progress.recovered), cast("Taken", progress.last)
+        settings, basis = recovered.settings, last.decided.based_on
+    elif seen is None or cast("Started", progress.started).mode in ("observe", "propose"):
+        settings = record.settings  # they were read from the microscope
+    wrong = {
+        "number": record.number != progress.number,
+        "based_on": record.based_on != basis,
+        "settings": record.settings != dict(settings),
+        "distrusted": seen is not None and record.by != "recovery" and bool(seen.distrusted) != (record.by == "gate"),
+    }
+    if seen is not None and record.by != "recovery":
+        wrong["result"] = seen.job in progress.used or not _awaited(progress, seen)
+    return ", ".join(name for name, is_wrong in wrong.items() if is_wrong)
+
+
+def _awaited(progress: Progress, seen: Seen) -> bool:
+    """Whether a result is of the scan that the newest decision made, with its settings."""
+    started, awaited = cast("Started", progress.started), progress.awaited()
+    if started.mode in ("observe", "propose"):
+        return True
+    if awaited is None:
+        return False
+    command, receipt, acquired = awaited
+    scan = acquisition_id(started.share, os.fsencode(acquired.path), 0)
+    settings = dict(progress.scan_settings(command.action, receipt))
+    return (seen.acquisition, seen.job[:-3], seen.settings) == (scan, scan, settings)
 
 
 def _again(record: Decided, progress: Progress, policy: Policy, runs: Path) -> Decision:

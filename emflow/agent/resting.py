@@ -20,6 +20,7 @@ def checkpoint(x: Experiment) -> None:
 
 def hold(x: Experiment, reason: str) -> None:
     """Send and decide nothing until somebody has looked and resumes."""
+    x.control.forget_resume()
     _log.warning("experiment %s holds: %s; go on with: emflow agent resume", x.id, reason)
     _rest(x, Told(what="hold", by="agent", number=x.progress.number - 1, reason=reason), "hold")
 
@@ -37,9 +38,20 @@ def approval(x: Experiment, number: int) -> None:
     x.record(Told(what="approve", by=wish.by, number=number, reason=wish.reason))
 
 
+def go_on(x: Experiment) -> None:
+    """Rest on where the log ends with a pause or a hold: another process is no reason to go on."""
+    told = x.progress.resting
+    if told is not None:
+        _log.warning("experiment %s still rests (%s: %s); go on with: emflow agent resume", x.id, told.by, told.reason)
+        _wait(x, told, "paused" if told.what == "pause" else "hold")
+
+
 def _rest(x: Experiment, told: Told, state: State) -> None:
-    x.control.forget_resume()
     x.record(told)
+    _wait(x, told, state)
+
+
+def _wait(x: Experiment, told: Told, state: State) -> None:
     x.clock.halt()
     before = x.state
     x.show(state)

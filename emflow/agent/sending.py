@@ -12,9 +12,9 @@ from emflow.agent.control import Control, Finished
 from emflow.agent.protocol import Ending
 from emflow.agent.records import Planned
 from emflow.config import MicroscopeSettings
-from emflow.errors import Busy, EmflowError, Unavailable, printable
+from emflow.errors import Busy, EmflowError, NotAllowed, Unavailable, UsageError, printable
 from emflow.microscope.client import LeaseKeeper, MicroscopeClient
-from emflow.microscope.protocol import NOT_ADMITTED, Command, Outcome, Receipt, Status
+from emflow.microscope.protocol import NOT_ADMITTED, Command, Outcome, Receipt, Status, command_id
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import Event
 from mpi_kernels.events import EventLog, read_events
@@ -159,6 +159,20 @@ class Hand:
             raise Held(f"the microscope does not take {receipt.command}: {reason}")
         self._control.nap(AGAIN_S)
 
+    def check_unused(self) -> None:
+        """Look that the microscope knows no command of an experiment that begins.
+
+        Raises
+        ------
+        UsageError
+            It does: it would give old answers, and old scans would count as new ones.
+        """
+        if self.client.receipt(command_id(self._experiment, 0, 0)).code != "never-seen":
+            raise UsageError(
+                f"the microscope has executed commands of an experiment {self._experiment}, and its log is not here",
+                next_step="Leave --experiment out: a new one gets an id of its own",
+            )
+
     def asked(self, planned: Planned) -> Receipt | None:
         """The final answer that a command got from the microscope before; None if it was never executed, or runs."""
         receipt = self.client.receipt(planned.id)
@@ -224,7 +238,7 @@ class EventCopy:
                 if following == self._next or not events:
                     return
                 self._next = following
-        except (Unavailable, OSError) as error:
+        except (Unavailable, NotAllowed, OSError) as error:  # what it tells is never worth an experiment
             _log.warning("events of the microscope could not be copied: %s", printable(str(error)))
 
     def _write(self, events: list[Event]) -> None:

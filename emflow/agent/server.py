@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from emflow import rpc
+from emflow import registry, rpc
 from emflow.agent.control import Control, Wish
 from emflow.agent.folders import AGENT_FILE, AgentFile, folder_of, new_experiment, write_agent
 from emflow.agent.loop import Loop
@@ -130,6 +130,8 @@ class Agent:
             Hand(self._config.microscope, experiment.id, experiment.control, experiment.events)
         ) as hand:
             hand.take()
+            if not experiment.resumed:
+                hand.check_unused()
             self._first(experiment)
             return Loop(experiment, hand).run()
 
@@ -161,6 +163,9 @@ class AgentObject:
         def begin(_: Wish) -> None:
             if not isinstance(policy, str) or not isinstance(parameters, dict) or mode not in get_args(AgentMode):
                 raise UsageError("start takes a policy's name, its parameters and a mode")
+            if policy not in registry.names("policies"):  # a module:attr imports code: only who is at the machine may
+                known = ", ".join(registry.names("policies"))
+                raise UsageError(f"no policy is called {policy[:80]!r}", next_step=f"Known: {known}")
             self._agent.begin(policy=policy, parameters=parameters, mode=mode)  # type: ignore[arg-type]
 
         return self._do(begin)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from emflow.agent.progress import Progress
 from emflow.agent.protocol import Ending, StopRules
-from emflow.agent.records import acquires
+from emflow.agent.records import acquisitions
 
 
 def over(rules: StopRules, progress: Progress, active_s: float) -> tuple[Ending, str] | None:
@@ -23,7 +23,7 @@ def over(rules: StopRules, progress: Progress, active_s: float) -> tuple[Ending,
     """
     if rules.max_time_s and active_s >= rules.max_time_s:
         return Ending.TIME, f"{active_s:.0f} s of {rules.max_time_s:g} s"
-    still = 0 if progress.last is None else sum(acquires(c.action) for c in progress.last.outstanding)
+    still = 0 if progress.last is None else sum(len(acquisitions(c.action)) for c in progress.last.outstanding)
     made = progress.acquisitions
     if still and rules.max_acquisitions and made + still > rules.max_acquisitions:
         return Ending.ACQUISITIONS, f"{made} acquisitions of {rules.max_acquisitions}"

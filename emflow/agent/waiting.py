@@ -63,6 +63,7 @@ class Waiting:
             settings=x.progress.scan_settings(command.action, receipt),
             changed=_changed(x.started.controls, command, receipt),
             used=frozenset(x.progress.used),
+            made_by=x.recipe.reductions,
         )
         return evidence.examine(self._finder.root, folder, wanted, x.policy, x.started.reductions)
 

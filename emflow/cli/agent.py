@@ -113,7 +113,7 @@ def _stop(running: Agent) -> None:
     from emflow.agent.control import Wish
 
     try:
-        running.control().stop(Wish(by=f"operator {getpass.getuser()}", reason="Ctrl-C"))
+        running.control().stop(Wish(by=f"operator {printable(getpass.getuser())}", reason="Ctrl-C"))
     except UsageError:
         return  # it has just ended
     running.join()

@@ -47,7 +47,9 @@ def _tell(row: Any) -> None:
     basis = ", ".join(row.based_on) or "nothing yet"
     word = "same     " if row.same else "DIFFERENT"
     click.echo(f"{row.number:4d}  {word}  by {row.by} on {basis}: {printable(row.then.reason)}")
-    if not row.same:
+    if row.off:
+        click.echo(f"        does not follow from the log: {row.off}")
+    if row.now is not None:
         then, now = msgspec.to_builtins(row.then), msgspec.to_builtins(row.now)
         for name in then:
             if then[name] != now[name]:

@@ -29,6 +29,9 @@ ANSWER_SHARE = 0.4
 """How far the change from one estimate to the next may be from the change of the controls: this much, and this share
 of it.  A first estimate from a small field can be off by a fifth."""
 
+STEP_SHARE = 0.05
+"""How far the step of a scan may be from the one that was commanded: instruments round their fields."""
+
 SHIFT_SHARE = 0.15
 """The finer scan is taken once the shifts that are left are below this share of its field."""
 
@@ -90,6 +93,7 @@ class CorrectAberrations(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             return Decision(reason="the first scan", actions=(self._scan(self.step_nm),))
         try:
             segments = read(result, self.controls)
+            _same_steps(segments, history)
             moved = [n for n in self.controls if abs(settings.get(n, math.inf) - segments.settings[n]) > MOVED_NM]
             if moved:
                 raise Refused(f"{', '.join(moved)} moved since the scan was made")
@@ -171,6 +175,15 @@ def _no_answer(found: Estimate, segments: Segments, history: History) -> list[st
     if off <= allowed:
         return []
     return [f"the aberrations did not follow the controls: {off:.0f} nm off, {allowed:.0f} allowed"]
+
+
+def _same_steps(segments: Segments, history: History) -> None:
+    """`Refused` if the result is not of a scan with the step that the newest decision had executed."""
+    newest = history[-1] if history and any(r.acquired for r in history[-1].receipts) else None
+    wanted = [a.step_nm for a in newest.decision.actions if isinstance(a, Scan4d)] if newest else []
+    off = [s for s in segments.steps_nm for w in wanted[-1:] if not abs(abs(s) - w) <= STEP_SHARE * w]
+    if off:
+        raise Refused(f"the scan has a step of {off[0]:.4g} nm, and {wanted[-1]:g} nm was commanded")
 
 
 def _clipped(step: np.ndarray, limit: float) -> np.ndarray:

@@ -104,14 +104,14 @@ def estimate(images: np.ndarray, angles: np.ndarray, steps_nm: tuple[float, floa
     angles : (k, 2) ndarray of float64
         ``(y, x)`` of each segment in mrad, from any origin.
     steps_nm : (float, float)
-        Scan steps ``(y, x)``.
+        Scan steps ``(y, x)``; negative where the scan runs against the axis.
     """
     stack = np.ascontiguousarray(np.moveaxis(images, -1, 0), np.float64)
     counts = stack.mean(axis=(1, 2))
     stack = stack / counts[:, None, None] - 1.0
     steps = np.asarray(steps_nm, np.float64)
     design = gradients((angles - angles.mean(axis=0)) * 1e-3) / steps[None, :, None]  # px per nm
-    bound = REACH * min(stack.shape[1:]) / float(np.abs(design[:, 0, 0]).max())
+    bound = min(REACH * n / float(np.abs(design[:, i, 0]).max() or np.inf) for i, n in enumerate(stack.shape[1:]))
     weight = counts / counts.max()
     coefficients = coarse(stack, design, weight, bound)
     for _ in range(ITERATIONS):

@@ -34,7 +34,7 @@ class Segments:
     angles : (k, 2) ndarray of float64
         ``(y, x)`` in mrad.
     steps_nm : (float, float)
-        Scan steps.
+        Scan steps; negative where the scan runs against the axis.
     reach_mrad : float
         Largest distance of a segment from the middle of all.
     settings : dict of float
@@ -95,7 +95,7 @@ def read(result: Result, controls: Sequence[str], *, name: str = "segments") -> 
 
 
 def _step_nm(axis: Axis) -> float:
-    step = abs(axis.scale) * NM.get(axis.unit, math.nan)
-    if not (math.isfinite(step) and step > 0):
+    step = axis.scale * NM.get(axis.unit, math.nan)
+    if not (math.isfinite(step) and step):
         raise Refused(f"the scan is not calibrated as lengths: a step of {axis.scale:g} {axis.unit or 'nothing'}")
     return step

@@ -26,7 +26,7 @@ EXPERIMENT = "e0123456789ab"
 EMFLOW = """\
 [[watch]]
 root = "share"
-recipe = "quick"
+recipe = "{recipe}"
 
 [scan]
 active_s = 0.02
@@ -60,7 +60,7 @@ state = "microscope-state"
 lease_s = 2.0
 
 [backend]
-use = "simulated"
+use = "{backend}"
 
 [backend.parameters]
 seed = 5
@@ -72,8 +72,10 @@ format = "npy"
 
 [limits]
 max_dose_e = 1e14
+"""
 
-[limits.controls.C10_nm]
+CONTROL = """
+[limits.controls.{name}]
 min = -1000.0
 max = 1000.0
 max_step = 2000.0
@@ -124,13 +126,20 @@ class Lab:
             "agent": "",
             "time_scale": 0.0,
             "parameters": "",
+            "recipe": "quick",
+            "backend": "simulated",
+            "controls": ("C10_nm",),
         } | settings
         self.folder, self.port = folder, free_port()
         (folder / "share").mkdir(parents=True)
         self.toml = folder / "emflow.toml"
         self.toml.write_text(EMFLOW.format(port=self.port, **values))
-        (folder / "microscope.toml").write_text(MICROSCOPE.format(port=self.port, **values))
-        self.env = dict(os.environ, PYTHONPATH=str(HERE))
+        microscope = MICROSCOPE.format(port=self.port, **values)
+        (folder / "microscope.toml").write_text(
+            microscope + "".join(CONTROL.format(name=n) for n in values["controls"])
+        )
+        path = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p)
+        self.env = dict(os.environ, PYTHONPATH=path)
         self.processes: list[Process] = []
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ class Stepping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     far: float = 1.0
     fails: bool = False
     nan: bool = False
+    hangs: bool = False
 
     def accepts_partial(self, coverage: float) -> bool:
         """Never."""
@@ -35,6 +37,8 @@ class Stepping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return Decision(reason="begin", actions=(scan,))
         if self.fails:
             raise RuntimeError("as told")
+        while self.hangs:
+            time.sleep(0.1)
         image = result.array("bright_field/image")
         (scalar,) = (v for k, v in result.scalars["pattern"].items() if k == "total")
         seen = sum(1 for step in history if step.decision.merit is not None) + 1

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from emflow.agent.log import ExperimentLog
-from emflow.agent.records import Decided, Received
+from emflow.agent.records import Decided, Received, Seen
 from emflow.microscope.protocol import Set
 from mpi_kernels.events import read_events
 
@@ -103,6 +103,23 @@ def test_replay_finds_what_was_changed(lab) -> None:
 
     rewritten(lab, another_command)
     lab.emflow("replay", EXPERIMENT, code=1)
+    # what the log says was there, and what its receipts say: another value that leads to the same decision
+    for change in (
+        lambda r: msgspec.structs.replace(r, settings=r.settings | {"C12a_nm": 3.0}),
+        lambda r: msgspec.structs.replace(r, number=7),
+        lambda r: msgspec.structs.replace(r, based_on=(*r.based_on, "0123456789abcdef-01")),
+    ):
+        log.write_bytes(whole)
+        rewritten(lab, lambda r, c=change: c(r) if isinstance(r, Decided) and r.number == 2 else r)
+        assert "does not follow from the log" in lab.emflow("replay", EXPERIMENT, code=1).stdout
+    for change in (
+        lambda r: msgspec.structs.replace(r, settings=r.settings | {"C12a_nm": 3.0}),
+        lambda r: msgspec.structs.replace(r, acquisition="0123456789abcdef"),
+        lambda r: msgspec.structs.replace(r, distrusted="all the same"),
+    ):
+        log.write_bytes(whole)
+        rewritten(lab, lambda r, c=change: c(r) if isinstance(r, Seen) else r)
+        assert "does not follow from the log" in lab.emflow("replay", EXPERIMENT, code=1).stdout
     # a result that was changed, and one that is gone
     log.write_bytes(whole)
     lab.emflow("replay", EXPERIMENT)

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,14 @@ def elsewhere(kernels: Kernels, scan: Path) -> None:
     kernels.publish(folder)
 
 
+def of_another_recipe(kernels: Kernels, scan: Path) -> None:
+    """The service was given a recipe whose bright field is another one, under the same name."""
+    first, *others = kernels.recipe.reductions
+    narrow = replace(first, parameters=first.parameters | {"radius": 2.0})
+    kernels.recipe = replace(kernels.recipe, reductions=(narrow, *others))
+    kernels.good(scan)
+
+
 BAD: dict[Callable[[Kernels, Path], None], str] = {
     saturated: "quality DOUBTFUL",
     dark: "quality INVALID",
@@ -170,6 +179,7 @@ BAD: dict[Callable[[Kernels, Path], None], str] = {
     partial: "only 50%",
     of_another_version: "version 99",
     elsewhere: "its manifest names",
+    of_another_recipe: "makes bright_field otherwise",
     no_text: "holds what no log can",
 }
 

@@ -53,6 +53,7 @@ def connection(lab, role: str) -> rpc.Connection:
 def test_pause_and_resume(slow) -> None:
     agent = slow.agent("-p", "results=2", *SLOW)
     until_running(slow, agent)
+    begin = time.monotonic()
     assert slow.json("agent", "pause", "-m", "coffee")["experiment"] == EXPERIMENT
     slow.until(lambda: state(slow) == "paused", agent)
     before = slow.json("agent", "status")
@@ -63,6 +64,7 @@ def test_pause_and_resume(slow) -> None:
     assert agent.wait() == 0, agent.text()
     assert told(slow) == ["pause", "resume"]
     assert ending(agent)["ending"] == "target"
+    assert ending(agent)["seconds"] < time.monotonic() - begin - 1.5
 
 
 def test_approve_before_anything_is_sent(lab) -> None:
@@ -246,7 +248,9 @@ def test_an_agent_that_waits_is_started_from_afar(lab) -> None:
             operator.call("start", "nonsense", {}, "auto")
         with pytest.raises(rpc.Refused, match="takes a policy"):
             operator.call("start", 7, {}, "auto")
-        begun = operator.call("start", "stepping:Stepping", {"results": 1}, "auto")
+        with pytest.raises(rpc.Refused, match="no policy is called"):
+            operator.call("start", "stepping:Stepping", {"results": 1}, "auto")  # no code is named from afar
+        begun = operator.call("start", "threshold", {"at_least": 0.0, "shape": [8, 8]}, "auto")
         lab.until(lambda: operator.call("status")["ending"] == "target", waiting)
     assert lab.emflow("replay", begun["experiment"])
     assert waiting.end() == 130
@@ -261,6 +265,7 @@ def test_what_is_wrong_is_said_before_anything_begins(lab) -> None:
     assert "has no parameter 'resluts'" in agent("--policy", "stepping:Stepping", "-p", "resluts=1", code=78)
     assert "results, pixels" in agent("--policy", "stepping:Stepping", "-p", "resluts=1", code=78)
     assert "results" in agent("--policy", "stepping:Stepping", "-p", "results=many", code=78)
+    assert "can't be written into a log" in agent("--policy", "stepping:Stepping", "-p", "far=NaN", code=78)
     assert "not like key=value" in agent("--policy", "stepping:Stepping", "-p", "results", code=2)
     wrong = agent("--policy", "correct_aberrations", "--mode", "auto", code=78)
     assert 'Set recipe = "aberrations"' in wrong

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from emflow.acquisition_file import AcquisitionFile
 from emflow.agent import evidence
 from emflow.agent.evidence import Finder, Wanted, examine, first_complete
 from emflow.agent.folders import existing, find, folder_of, held
 from emflow.agent.policies.threshold import Threshold
 from emflow.agent.results import LoadedResult, ResultError, read_once, reload
 from emflow.errors import Busy, UsageError
+from emflow.records import Fingerprint, Transfer
 from emflow.runs import RunFolders
 from mpi_kernels.contract import JobSpec, Recipe, ReductionSpec, SourceSpec
 from mpi_kernels.job import run
@@ -32,7 +35,9 @@ NAMES = tuple(r.name for r in RECIPE.reductions)
 DATA = np.arange(3 * 4 * 6 * 8, dtype=np.uint16).reshape(3, 4, 6, 8)
 
 
-def reduced(root: Path, data: np.ndarray = DATA, *, day: str = "2024-02-29", attempt: int = 1) -> Path:
+def reduced(
+    root: Path, data: np.ndarray = DATA, *, day: str = "2024-02-29", attempt: int = 1, digest: str | None = None
+) -> Path:
     """A finished run folder."""
     root.mkdir(exist_ok=True)
     source = root / f"{A}.npy"
@@ -42,7 +47,7 @@ def reduced(root: Path, data: np.ndarray = DATA, *, day: str = "2024-02-29", att
         acquisition=A,
         trace=A,
         recipe=RECIPE,
-        source=SourceSpec(path=str(source), format="mpi_kernels.formats.npy:Npy"),
+        source=SourceSpec(path=str(source), format="mpi_kernels.formats.npy:Npy", digest=digest),
     )
     folder = RunFolders(root).write_job(spec, day)
     run(folder, Ranks())
@@ -107,6 +112,51 @@ def test_what_is_not_wanted(tmp_path: Path, facts: dict, names: tuple[str, ...],
     seen, result = examine(tmp_path, reduced(tmp_path), wanted(**facts), Threshold(), names)
     assert result is None
     assert told in seen.distrusted
+
+
+@pytest.mark.parametrize(
+    ("digest", "told"),
+    [("d" * 32, ""), ("e" * 32, "other bytes than those that were copied"), (None, "acquisition.json can't be read")],
+)
+def test_a_result_is_of_the_bytes_that_were_copied(tmp_path: Path, digest: str | None, told: str) -> None:
+    folder = reduced(tmp_path, digest="d" * 32)
+    copied = AcquisitionFile(
+        id=A,
+        share="s",
+        relpath=b"x",
+        generation=0,
+        day="2024-02-29",
+        trace=A,
+        seen_ns=1,
+        staged_ns=1,
+        fingerprint=Fingerprint(size=1, mtime_ns=1, ctime_ns=1),
+        format="npy",
+        kind="4d",
+        frames=12,
+        supersedes=None,
+        transfer=Transfer(path="x", bytes=1, digest=digest or "", seconds=0.0, members=()),
+    )
+    (folder.parent / "acquisition.json").write_bytes(copied.encode()[: None if digest else 40])
+    seen, result = examine(tmp_path, folder, wanted(), Threshold(), NAMES)
+    assert (result is None) is bool(told)
+    assert told in seen.distrusted
+    if result is not None:
+        result.close()
+
+
+def test_a_result_of_another_recipe_under_the_same_names(tmp_path: Path) -> None:
+    folder = reduced(tmp_path)
+    made_by = (*RECIPE.reductions[:1], dataclasses.replace(RECIPE.reductions[1], parameters={"variance": True}))
+    seen, result = examine(tmp_path, folder, wanted(made_by=made_by), Threshold(), NAMES)
+    assert result is None
+    assert seen.distrusted == "its recipe quick makes pattern otherwise than the policy's"
+    _, result = examine(tmp_path, folder, wanted(made_by=RECIPE.reductions[1:]), Threshold(), NAMES)
+    assert result is not None
+    result.close()
+    (folder / "job.json").unlink()
+    seen, result = examine(tmp_path, folder, wanted(made_by=made_by), Threshold(), NAMES)
+    assert result is None
+    assert "job.json can't be read" in seen.distrusted
 
 
 def test_the_first_complete_attempt_wins(tmp_path: Path) -> None:

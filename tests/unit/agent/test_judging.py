@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from emflow.agent.judging import PolicyError, after_trouble, checked, decide, gate, recovery
+from emflow.agent.judging import PolicyError, after_trouble, checked, decide, gate, moved, recovery
 from emflow.agent.progress import Progress
 from emflow.agent.protocol import Decision, Ending, History, Result, StopRules, Verdict
-from emflow.agent.records import Decided, Received, Recovered, Seen, planned
+from emflow.agent.records import Decided, Received, Recovered, Seen, Told, planned
 from emflow.agent.stopping import no_better, over
 from emflow.microscope.protocol import Acquired, Batch, Camera, Outcome, Receipt, Scan, Set
 
@@ -99,6 +99,7 @@ def receipt(number: int, outcome: Outcome, **facts: Any) -> Receipt:
         ((Outcome.UNKNOWN,), 4.9, (MOVE, SCAN)),
         ((Outcome.EXPIRED,), 0.0, (MOVE, SCAN)),
         ((Outcome.DONE, Outcome.UNKNOWN), 5.0, (SCAN,)),
+        ((Outcome.UNKNOWN, Outcome.DONE), 4.9, (MOVE, SCAN)),  # what came after it says nothing
         ((Outcome.DONE, Outcome.ABORTED), 5.0, (SCAN,)),
     ],
 )
@@ -112,6 +113,14 @@ def test_what_is_left_of_an_interrupted_decision(
     assert decision.merit is None
     moved = Recovered(number=0, reason="trouble", settings={"C10_nm": now}, afresh=True)
     assert after_trouble(moved, interrupted, receipts, SCAN).actions == (SCAN,)
+
+
+@pytest.mark.parametrize("actions", [(MOVE, SCAN), (Batch(actions=(MOVE, SCAN)),)], ids=["alone", "in a batch"])
+def test_what_somebody_else_moved(actions: tuple[Any, ...]) -> None:
+    interrupted = Decision(reason="x", actions=actions)
+    for now, found in ((1.0, []), (5.0, []), (4.9, ["C10_nm"]), (float("nan"), ["C10_nm"])):
+        assert moved(("C10_nm",), interrupted, {"C10_nm": 1.0}, {"C10_nm": now}) == found
+    assert moved(("C10_nm",), interrupted, {"C10_nm": 1.0}, {}) == ["C10_nm"]
 
 
 # --- progress and stop rules
@@ -156,6 +165,9 @@ def test_where_an_experiment_is() -> None:
     assert awaited is not None
     assert awaited[2].path == "a.npy"
     assert (progress.acquisitions, progress.dose_e, progress.last_acquire) == (1, 3.0, SCAN)
+    # a scan was made with the settings before it; a batch sets some first
+    assert progress.scan_settings(SCAN, awaited[1]) == {"C10_nm": 1.0}
+    assert progress.scan_settings(Batch(actions=(MOVE, SCAN)), awaited[1]) == {"C10_nm": 2.0}
     seen = Seen(job="j", acquisition="a", command="", path="", settings={"C10_nm": 9.0})
     progress.apply(seen)
     assert progress.used == set()  # seen, and not decided on
@@ -198,6 +210,28 @@ def test_stop_rules(records: list[Any], active_s: float, ending: Any) -> None:
     found = over(RULES, Progress(records), active_s)
     assert (found[0] if found else None) == expected
     assert over(StopRules(max_acquisitions=0, no_improvement=0), Progress(records), active_s) is None
+
+
+def test_a_batch_counts_all_that_it_acquires_and_only_that_is_repeated() -> None:
+    batch = Batch(actions=(MOVE, SCAN, SCAN))
+    found = over(RULES, Progress([decided(0, SCAN), done(0, path="a"), decided(1, batch)]), 0.0)
+    assert found is not None
+    assert found[0] is Ending.ACQUISITIONS
+    # a batch is repeated where its result is distrusted, or somebody moved the microscope: nothing is set by that
+    assert Progress([decided(0, batch)]).last_acquire == Batch(actions=(SCAN, SCAN))
+    assert Progress([decided(0, Batch(actions=(MOVE, SCAN)))]).last_acquire == SCAN
+    assert Progress([decided(0, MOVE, Batch(actions=(MOVE,)))]).last_acquire is None
+
+
+def test_a_pause_and_a_hold_last_until_somebody_resumes() -> None:
+    told = {what: Told(what=what, by="x", number=0) for what in ("pause", "hold", "resume", "approve", "stop")}  # type: ignore[arg-type]
+    progress = Progress([decided(0, SCAN)])
+    for what in ("pause", "hold"):
+        progress.apply(told[what])
+        progress.apply(told["approve"])
+        assert progress.resting == told[what]
+        progress.apply(told["resume"])
+        assert progress.resting is None
 
 
 def test_no_better() -> None:

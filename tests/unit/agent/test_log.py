@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,27 @@ def test_a_trace_is_that_of_the_scan_that_follows() -> None:
     ids = [f"e0123456789ab-0003-{n:02d}" for n in range(8)]
     assert [c.id for c in commands] == ids
     assert [c.trace for c in commands] == [ids[2]] * 3 + [ids[4]] * 2 + [ids[5], ids[6], ids[7]]
+
+
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Files may not grow beyond a size: a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", [0, 1, 25])
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, left: int) -> None:
+    with ExperimentLog(tmp_path) as log:
+        log.append(RECORDS[0])
+        before = log.path.read_bytes()
+        with room(len(before) + left), pytest.raises(LogError, match="can't be written down"):
+            log.append(*RECORDS[1:3])
+        assert log.path.read_bytes() == before
+        assert len(log.lines) == 1
+        log.append(RECORDS[-1])
+        assert [line.record for line in read_log(log.path)] == [RECORDS[0], RECORDS[-1]]

@@ -81,7 +81,7 @@ class Made:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     scalars: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CONTROLS, 0.0))
-    step_nm: float = 1.5
+    step_nm: float | tuple[float, float] = 1.5
     scan_unit: str = "nm"
     quality: str = "OK"
     coverage: float = 1.0
@@ -93,7 +93,9 @@ class Made:
         return self.arrays[name]
 
     def axes(self, name: str) -> tuple[Axis, ...]:
-        scan = (Axis(name=n, scale=self.step_nm, unit=self.scan_unit) for n in ("scan_y", "scan_x"))
+        steps = self.step_nm if isinstance(self.step_nm, tuple) else (self.step_nm, self.step_nm)
+        named = zip(("scan_y", "scan_x"), steps, strict=True)
+        scan = (Axis(name=n, scale=step, unit=self.scan_unit) for n, step in named)
         return (*scan, Axis(name="segment", unit=""))
 
 

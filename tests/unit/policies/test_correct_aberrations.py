@@ -13,7 +13,7 @@ import pytest
 
 from emflow.agent.policies.correct_aberrations import CorrectAberrations
 from emflow.agent.protocol import Decision, Step, Verdict
-from emflow.microscope.protocol import Scan4d, Set
+from emflow.microscope.protocol import Acquired, Outcome, Receipt, Scan4d, Set
 
 POLICY = CorrectAberrations(shape=(48, 48), step_nm=1.5, fine_step_nm=0.6)
 Change = Callable[[Any, int], Any]
@@ -222,3 +222,52 @@ def test_one_good_result_ends_the_row_of_bad_ones(made: SimpleNamespace) -> None
 def test_only_whole_scans() -> None:
     assert not POLICY.accepts_partial(0.99)
     assert POLICY.accepts_partial(1.0)
+
+
+def executed(made: SimpleNamespace, decision: Decision) -> Step:
+    """A decision whose scan was made."""
+    acquired = Acquired(name="x", path="x", kind="4d", scan_shape=(48, 48), det_shape=(8, 8), frames=1, dose_e=0.0)
+    receipt = Receipt(command="e0123456789ab-0000-00", outcome=Outcome.DONE, acquired=(acquired,))
+    return msgspec.structs.replace(made.step(0, decision), receipts=(receipt,))
+
+
+@pytest.mark.parametrize(("step_nm", "fits"), [(1.5, True), (1.53, True), (-1.5, True), (0.6, False), (3.0, False)])
+def test_a_scan_of_another_step_is_not_the_one_that_was_commanded(
+    made: SimpleNamespace, step_nm: float, fits: bool
+) -> None:
+    """A wrong calibration, or a result of another scan, scales every coefficient."""
+    images, angles, pixels = made.scan(200, 20, 10)
+    result = made.result(images[:: 1 if step_nm > 0 else -1], angles, pixels, step_nm=(step_nm, abs(step_nm)))
+    history = (executed(made, POLICY.decide(None, made.at_zero, ())),)
+    decision = POLICY.decide(result, made.at_zero, history)
+    assert decision.trusted is fits
+    assert bool(sets(decision)) is fits
+    if not fits:
+        assert f"a step of {step_nm:g} nm, and 1.5 nm was commanded" in decision.reason
+    # nothing is known of what nobody commanded
+    assert POLICY.decide(result, made.at_zero, (made.step(0, history[0].decision),)).trusted
+
+
+def test_a_scan_against_its_axis_keeps_the_sign(made: SimpleNamespace) -> None:
+    """Rows or columns from the far end on: the step is negative, and nothing else changes."""
+    images, angles, pixels = made.scan(200, 60, -40)
+    for rows, columns in ((-1, 1), (1, -1), (-1, -1)):
+        result = made.result(images[::rows, ::columns], angles, pixels, step_nm=(1.5 * rows, 1.5 * columns))
+        (one,) = sets(POLICY.decide(result, made.at_zero, ()))
+        for name, wanted in zip(made.at_zero, (-200, -60, 40), strict=True):
+            assert one.values[name] == pytest.approx(wanted, abs=3)
+
+
+@pytest.mark.parametrize("hidden", [(3, 0, 0), (0, 0, 3)])
+def test_the_target_is_reached_with_the_error_added(made: SimpleNamespace, hidden: tuple[float, float, float]) -> None:
+    """What is below the target, but perhaps is not, is corrected and measured again."""
+    result = made.result(*made.scan(*hidden, step_nm=0.6), step_nm=0.6)
+    found = POLICY.decide(result, made.at_zero, ()).measured
+    if hidden[0]:
+        value, error = abs(found["C10_nm"]), found["C10_error_nm"]
+    else:
+        value = math.hypot(found["C12a_nm"], found["C12b_nm"])
+        error = max(found["C12a_error_nm"], found["C12b_error_nm"])
+    for share, verdict in ((0.5, Verdict.GO_ON), (1.5, Verdict.TARGET)):
+        policy = msgspec.structs.replace(POLICY, target_nm=value + share * error)
+        assert policy.decide(result, made.at_zero, ()).verdict is verdict

@@ -103,3 +103,15 @@ def test_gradients_are_those_of_the_aberration_function() -> None:
     y, x = a[0]
     numeric = [(chi(y + d, x) - chi(y - d, x)) / (2 * d), (chi(y, x + d) - chi(y, x - d)) / (2 * d)]
     np.testing.assert_allclose(parallax.gradients(a)[0] @ c, numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize("c10", [300, 1500])
+def test_both_axes_bound_the_search(made: SimpleNamespace, c10: float) -> None:
+    """With y and x exchanged, C12a changes its sign and nothing else does, whichever axis has the smaller field."""
+    images, angles, pixels = made.scan(c10, 60, step_nm=0.5, shape=(256, 64))
+    bright = parallax.bright(images, pixels)
+    images, angles = images[::4, :, bright], angles[bright]
+    found = parallax.estimate(images, angles, (2.0, 0.5))
+    turned = parallax.estimate(images.swapaxes(0, 1), angles[:, ::-1], (0.5, 2.0))
+    np.testing.assert_allclose(turned.coefficients_nm * (1, -1, 1), found.coefficients_nm, atol=1.0)
+    assert (found.at_bound, turned.at_bound) == (c10 > 768, c10 > 768)  # 60 % of 32 nm at 25 mrad

@@ -106,7 +106,7 @@ def test_a_note_that_is_none_sets_it_aside(bench, what: str) -> None:
 def test_the_note_itself_is_no_acquisition_and_foreign_names_are_their_own_trace(bench) -> None:
     bench.save("e0123456789ab-0003-2.npy")
     np.save(bench.share / "scan.npy", np.zeros((2, 3, 4, 5), np.uint8))
-    sidecar.write(bench.share, note(bench.share / f"{ID}.npy"))
+    sidecar.sidecar_path(bench.share / SCAN).write_bytes(msgspec.json.encode(note(bench.share / SCAN)))
     bench.look()
     found = bench.context.journal.acquisitions()
     assert len(found) == 2
