@@ -47,7 +47,13 @@ def read(cls: type[T], path: str | os.PathLike[str]) -> T:
 
 
 def publish(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that a reader sees all of it or none: temporary, fsync, rename, fsync of the folder."""
+    """Write a file that a reader sees whole or not at all, also after a power cut: `replace`, fsync of the folder."""
+    replace(path, data)
+    sync_folder(Path(path).parent)
+
+
+def replace(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader sees all of it or none: temporary, fsync, rename."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -59,7 +65,6 @@ def publish(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(target.parent)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from emflow.agent.log import LOG_FILE
-from emflow.agent.records import EXPERIMENT
 from emflow.errors import Busy, UsageError, printable
+from emflow.microscope.protocol import EXPERIMENT_ID
 from emflow.runs import holder, lock
 from mpi_kernels import jsonfile
 
@@ -41,7 +41,7 @@ def folder_of(experiments: Path, experiment: str) -> Path:
     UsageError
         It can't be the id of one.
     """
-    if not EXPERIMENT.fullmatch(experiment):
+    if not EXPERIMENT_ID.fullmatch(experiment):
         raise UsageError(
             f"'{printable(experiment)}' is no id of an experiment",
             next_step="It is e and 12 digits 0-9 a-f; see them with: emflow agent list",
@@ -52,7 +52,7 @@ def folder_of(experiments: Path, experiment: str) -> Path:
 def existing(experiments: Path) -> list[Path]:
     """Folders of all experiments with a log, the newest log first."""
     try:
-        found = [f for f in experiments.iterdir() if EXPERIMENT.fullmatch(f.name) and _begun(f)]
+        found = [f for f in experiments.iterdir() if EXPERIMENT_ID.fullmatch(f.name) and _begun(f)]
     except FileNotFoundError:
         return []
     return sorted(found, key=lambda f: ((f / LOG_FILE).stat().st_mtime_ns, f.name), reverse=True)

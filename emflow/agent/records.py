@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 import msgspec
@@ -10,9 +9,6 @@ import msgspec
 from emflow.agent.protocol import AgentMode, Decision, Ending, StopRules
 from emflow.microscope.protocol import Acquire, Action, Camera, Receipt, Scan, Scan4d, command_id
 from mpi_kernels.contract import Quality, Scalar
-
-EXPERIMENT = re.compile(r"e[0-9a-f]{12}")
-"""Id of an experiment: the name of its folder and the beginning of its commands' ids."""
 
 Source = Literal["policy", "gate", "recovery"]
 """Who made a decision: the policy; the loop, which distrusts a result; the loop, which mends an interrupted one."""

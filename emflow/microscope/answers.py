@@ -18,6 +18,7 @@ import msgspec
 
 from emflow.errors import JournalError, printable
 from emflow.microscope.protocol import Action, Command, Outcome, Receipt
+from mpi_kernels import jsonfile
 
 FILE = "answers.jsonl"
 RECENT_NS = 60 * 10**9
@@ -107,7 +108,7 @@ class Answers:
         try:
             self._size = self._recover()
             if new:
-                _sync_folder(folder)
+                jsonfile.sync_folder(folder)
             self._read = self.path.open("rb")
         except BaseException:
             self._file.close()
@@ -189,18 +190,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for data in file:
             yield offset, data
             offset += len(data)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file survive a power cut; Windows has no such call and needs none."""
-    flag = getattr(os, "O_DIRECTORY", None)
-    if flag is None:
-        return
-    fd = os.open(folder, os.O_RDONLY | flag)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def refused(command: str, code: str, reason: str, **facts: Any) -> Receipt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -69,17 +68,8 @@ def write(folder: Path, sidecar: Sidecar) -> Path:
     """Publish a note beside its scan, whole or not at all; both are on the disk when it appears."""
     scan = folder / sidecar.path
     target = sidecar_path(scan)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     _sync(scan)
-    try:
-        with temporary.open("xb") as file:
-            file.write(msgspec.json.encode(sidecar))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    jsonfile.replace(target, msgspec.json.encode(sidecar))
     with contextlib.suppress(OSError):  # there are network file systems on which no folder can be synced
         jsonfile.sync_folder(target.parent)
     return target

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ import numpy as np
 
 from emflow.microscope.protocol import Acquired, InstrumentError
 from emflow.microscope.simulated.parameters import ABERRATIONS, CONTROLS, RANGES_NM, Parameters
+from mpi_kernels import jsonfile
 
 FILE = "column.json"
 
@@ -144,16 +143,7 @@ class Column:
 
     def _write(self, state: State) -> None:
         """Replace the file; whoever is killed in between leaves the old or the new one."""
-        temporary = self._path.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
-        try:
-            with temporary.open("xb") as file:
-                file.write(msgspec.json.encode(state))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        jsonfile.replace(self._path, msgspec.json.encode(state))
 
 
 def load(folder: Path) -> State:
