@@ -18,7 +18,10 @@ BRIGHT = 0.5
 """Segments count from this share of the bright level on; below it they lie mostly outside the bright disc."""
 
 ITERATIONS = 3
-"""Alignments to the mean; where the field is several times the shifts, a fourth moves no coefficient by 0.1 nm."""
+"""Alignments to the mean at most; where the field is several times the shifts, a fourth moves no coefficient by 0.1 nm."""
+
+CONVERGED_PX = 0.05
+"""No further alignment once the last one moved no segment by more than this: the next would move it by far less."""
 
 REACH = 0.6
 """Largest shift that is looked for, as a share of the field: neighbours must still see the same specimen."""
@@ -118,7 +121,10 @@ def estimate(images: np.ndarray, angles: np.ndarray, steps_nm: tuple[float, floa
         placed = np.rint(design @ coefficients)
         found = registration.register(*_spectra(stack, design @ coefficients, weight), stack.shape[1:], LIMIT_PX)
         fit = _fit(design, placed + found.shifts, np.where(found.at_limit, 0.0, weight))
+        moved_px = float(np.abs(design @ (fit.coefficients - coefficients)).max())
         coefficients = fit.coefficients
+        if moved_px < CONVERGED_PX:
+            break
     return Estimate(
         coefficients_nm=coefficients,
         errors_nm=fit.errors,
