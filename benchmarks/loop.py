@@ -89,7 +89,8 @@ def main(args: argparse.Namespace) -> dict[str, object]:
     # the microscope's process finds the plug-in of this package
     here = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
-    with tempfile.TemporaryDirectory(prefix="emflow-loop-", dir=args.work) as name, laboratory(Path(name).resolve()) as lab:
+    place = tempfile.TemporaryDirectory(prefix="emflow-loop-", dir=args.work.resolve())
+    with place as name, laboratory(Path(name)) as lab:
         runs = {
             way: [lab.experiment(seed, scrambled, gate=gate) for seed in range(seeds)]
             for way, (seeds, scrambled, gate) in ways.items()

@@ -18,7 +18,7 @@ BRIGHT = 0.5
 """Segments count from this share of the bright level on; below it they lie mostly outside the bright disc."""
 
 ITERATIONS = 3
-"""Alignments to the mean at most; where the field is several times the shifts, a fourth moves no coefficient by 0.1 nm."""
+"""Alignments to the mean at most; where the field is several times the shifts, a fourth moves nothing by 0.1 nm."""
 
 CONVERGED_PX = 0.05
 """No further alignment once the last one moved no segment by more than this: the next would move it by far less."""
