@@ -50,7 +50,7 @@ $(BIN)/python:
 	rm -rf $(VENV); "$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # One stamp per set of extras; pip speaks only when something is wrong.
-$(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.installed-%: setup.cfg pyproject.toml setup.py $(wildcard mpi_kernels/native/*) | $(BIN)/python
 	@echo "installing emflow[$*] into $(VENV) (the first time takes a minute or two)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --editable '.[$*]'
 	@touch '$@'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,9 @@ from mpi_kernels.contract import JOB_FILE
 from mpi_kernels.errors import KernelError, printable
 from mpi_kernels.failure import Stopped, one_line
 from mpi_kernels.ranks import Ranks, world
+
+LAST_WORD_S = 0.05
+"""Time for a launcher to pass on the line that says why; with the abort it drops what it still holds."""
 
 USAGE = "usage: python -m mpi_kernels RUN_FOLDER   (a folder that holds job.json)"
 
@@ -43,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:  # noqa: BLE001  the other ranks must end, whatever happened: sys.exit in a plug-in too
         print(f"mpi_kernels: rank {ranks.rank}: {one_line(error)}", file=sys.stderr, flush=True)
         code = 128 + error.number if isinstance(error, Stopped) else 1
+        if ranks.size > 1:
+            time.sleep(LAST_WORD_S)
         ranks.abort(code)
         return code
     return 0

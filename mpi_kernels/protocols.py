@@ -14,6 +14,8 @@ from mpi_kernels.contract import Axis, Header, Kind, Scalar
 if TYPE_CHECKING:
     import numpy as np
 
+    from mpi_kernels.layout import Layout
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
@@ -61,6 +63,10 @@ class Source(Protocol):
     header: Header
     align: int
     """Frames per chunk of the file: bounds on multiples of it read nothing twice."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the frames lie, if they can be read without this source: threads and ranks then read for themselves."""
 
     def frames(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill ``out``, (stop - start, det_y, det_x) in ``header.dtype``; `MissingData` names the frame not there."""

@@ -21,7 +21,8 @@ from mpi_kernels.formats.access import (
     size_of,
 )
 from mpi_kernels.formats.pixels import IMAGE_AXES, kind_of
-from mpi_kernels.formats.plan import FramePlan, PlanSource
+from mpi_kernels.formats.plan import LayoutSource
+from mpi_kernels.layout import Layout
 from mpi_kernels.protocols import Source
 
 SIDE = 128
@@ -66,7 +67,7 @@ class Empad:
 
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
-        return PlanSource(_probe(path), path, FramePlan(first=0, payload=PAYLOAD, tail=TAIL, dtype="<f4"))
+        return LayoutSource(_probe(path), Layout(files=(path,), payload=PAYLOAD, tail=TAIL, dtype="<f4"))
 
 
 def _probe(path: str) -> Header:

@@ -36,6 +36,7 @@ class FortranSource:
     """
 
     align = 1
+    layout = None
 
     def __init__(self, header: Header, path: str, start: int, dtype: np.dtype) -> None:
         self.header = header

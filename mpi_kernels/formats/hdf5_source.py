@@ -13,6 +13,7 @@ from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, MissingData
 from mpi_kernels.formats.hdf5_open import library_errors
 from mpi_kernels.formats.plan import check_request
+from mpi_kernels.layout import Layout
 
 CACHE_BYTES = 64 << 20
 """Chunk cache of a source: what two blocks share is decompressed once.  Bounds a rank's memory."""
@@ -110,6 +111,8 @@ class ChunkedSource:
     name : str
         Path of the dataset inside the file.
     """
+
+    layout: Layout | None = None
 
     def __init__(self, header: Header, path: str, name: str) -> None:
         import h5py

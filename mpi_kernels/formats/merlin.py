@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +19,8 @@ from mpi_kernels.formats.access import (
     size_of,
     starts_like,
 )
-from mpi_kernels.formats.plan import FramePlan, PlanSource
+from mpi_kernels.formats.plan import LayoutSource
+from mpi_kernels.layout import Layout
 from mpi_kernels.protocols import Source
 
 MAGIC = b"MQ1"
@@ -83,10 +83,10 @@ class Merlin:
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
         header, plan = _probe(path)
-        return PlanSource(header, path, plan)
+        return LayoutSource(header, plan)
 
 
-def _probe(path: str) -> tuple[Header, FramePlan]:
+def _probe(path: str) -> tuple[Header, Layout]:
     size = size_of(path)
     frame = _frame(path)
     plan, det_shape, dtype, warnings = _plan(path, frame)
@@ -138,13 +138,13 @@ def _frame(path: str) -> _Frame:
     return _Frame(lead, chips, (rows, columns), found[6].decode(), depth, number=int(found[1]))
 
 
-def _plan(path: str, frame: _Frame) -> tuple[FramePlan, tuple[int, int], str, tuple[str, ...]]:
+def _plan(path: str, frame: _Frame) -> tuple[Layout, tuple[int, int], str, tuple[str, ...]]:
     """Plan, detector shape, delivered dtype and warnings."""
     rows, columns = frame.shape
     if frame.code in _PIXELS:
         dtype = _PIXELS[frame.code]
         payload = rows * columns * int(dtype[-1])
-        plan = FramePlan(first=0, lead=frame.lead, payload=payload, dtype=dtype, magic=MAGIC, numbered=frame.number)
+        plan = Layout(files=(path,), lead=frame.lead, payload=payload, dtype=dtype, magic=MAGIC, numbered=frame.number)
         return plan, frame.shape, f"uint{frame.code[1:].lstrip('0')}", ()
     if frame.code != "R64":
         raise FormatError(
@@ -153,9 +153,15 @@ def _plan(path: str, frame: _Frame) -> tuple[FramePlan, tuple[int, int], str, tu
             next_step="set the file format to U08, U16, U32 or R64 (raw)",
         )
     layout = merlin_raw.layout(frame.chips, rows, frame.depth, path)
-    decode = functools.partial(merlin_raw.decode, chips=frame.chips, rows=rows, depth=frame.depth)
-    plan = FramePlan(
-        first=0, lead=frame.lead, payload=layout.payload, dtype="|u1", magic=MAGIC, numbered=frame.number, decode=decode
+    plan = Layout(
+        files=(path,),
+        lead=frame.lead,
+        payload=layout.payload,
+        dtype="|u1",
+        magic=MAGIC,
+        numbered=frame.number,
+        decode="mpi_kernels.formats.merlin_raw:decode",
+        decode_with={"chips": frame.chips, "rows": rows, "depth": frame.depth},
     )
     return plan, layout.det_shape, layout.dtype, layout.warnings
 

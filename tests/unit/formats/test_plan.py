@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from mpi_kernels.contract import Header, Member
 from mpi_kernels.errors import MissingData
 from mpi_kernels.formats import plan as plans
-from mpi_kernels.formats.plan import FramePlan, PlanSource
+from mpi_kernels.formats.plan import LayoutSource
+from mpi_kernels.layout import Layout
 
 
 def header(count: int, det_shape: tuple[int, int], dtype: str, path: Path) -> Header:
@@ -65,11 +68,18 @@ def test_records_of_every_form(
     path.write_bytes(b"F" * first + b"".join(records))
     payload = frames[0].nbytes
     offsets = first + np.argsort(order) * (lead + payload + tail) if shuffled else None
-    found = FramePlan(
-        first=first, payload=payload, dtype=dtype, lead=lead, tail=tail, offsets=offsets, magic=b"L" * min(lead, 2)
+    found = Layout(
+        files=(os.fspath(path),),
+        first=first,
+        payload=payload,
+        dtype=dtype,
+        lead=lead,
+        tail=tail,
+        offsets=offsets,
+        magic=b"L" * min(lead, 2),
     )
     delivered = "float64" if wide else np.dtype(dtype).newbyteorder("=").name
-    source = PlanSource(header(count, det, delivered, path), os.fspath(path), pickle.loads(pickle.dumps(found)))
+    source = LayoutSource(header(count, det, delivered, path), pickle.loads(pickle.dumps(found)))
     start, stop = sorted(min(b, count) for b in bounds)
     out = np.full((stop - start, *det), 55, delivered)
     source.frames(start, stop, out)
@@ -86,10 +96,9 @@ def test_a_cut_names_the_first_frame_that_is_not_whole(tmp_path: Path, lead: int
     path = tmp_path / "cut"
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
-        source = PlanSource(
+        source = LayoutSource(
             header(count, (3, 4), "uint8", path),
-            os.fspath(path),
-            FramePlan(first=0, payload=payload, dtype="|u1", lead=lead, tail=tail),
+            Layout(files=(os.fspath(path),), payload=payload, dtype="|u1", lead=lead, tail=tail),
         )
         there = min(count, (size + tail) // record)
         out = np.full((count, 3, 4), 99, np.uint8)
@@ -113,10 +122,9 @@ def test_more_frames_than_one_call_takes(tmp_path: Path) -> None:
     path = tmp_path / "many"
     path.write_bytes(b"".join(b"MQ1" + f.tobytes() + b"tail" for f in frames))
     for magic in (b"MQ1", b""):
-        source = PlanSource(
+        source = LayoutSource(
             header(count, (2, 3), "uint16", path),
-            os.fspath(path),
-            FramePlan(first=0, payload=12, dtype=">u2", lead=3, tail=4, magic=magic),
+            Layout(files=(os.fspath(path),), payload=12, dtype=">u2", lead=3, tail=4, magic=magic),
         )
         out = np.zeros((count, 2, 3), np.uint16)
         source.frames(0, count, out)
@@ -125,12 +133,13 @@ def test_more_frames_than_one_call_takes(tmp_path: Path) -> None:
 
 
 def test_decoding_goes_in_pieces_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "doubled_pixels", SimpleNamespace(doubled=doubled))
     monkeypatch.setattr(plans, "SCRATCH_BYTES", 40)  # three frames of 12 bytes at a time
     frames = np.arange(10 * 6, dtype="<u2").reshape(10, 2, 3)
     path = tmp_path / "coded"
     path.write_bytes(frames.tobytes())
-    plan = FramePlan(first=0, payload=12, dtype="|u1", decode=doubled)
-    source = PlanSource(header(10, (2, 3), "uint32", path), os.fspath(path), plan)
+    plan = Layout(files=(os.fspath(path),), payload=12, dtype="|u1", decode="doubled_pixels:doubled")
+    source = LayoutSource(header(10, (2, 3), "uint32", path), plan)
     out = np.zeros((9, 2, 3), np.uint32)
     source.frames(1, 10, out)
     np.testing.assert_array_equal(out, 2 * frames[1:].astype(np.uint32))
@@ -141,7 +150,7 @@ def test_a_buffer_with_gaps_is_filled_too(tmp_path: Path) -> None:
     frames = np.arange(24, dtype=">u2").reshape(4, 2, 3)
     path = tmp_path / "gaps"
     path.write_bytes(frames.tobytes())
-    source = PlanSource(header(4, (2, 3), "uint16", path), os.fspath(path), FramePlan(first=0, payload=12, dtype=">u2"))
+    source = LayoutSource(header(4, (2, 3), "uint16", path), Layout(files=(os.fspath(path),), payload=12, dtype=">u2"))
     wide = np.full((4, 2, 6), 9, np.uint16)
     source.frames(0, 4, wide[:, :, ::2])
     np.testing.assert_array_equal(wide[:, :, ::2], frames)
@@ -152,8 +161,8 @@ def test_a_buffer_with_gaps_is_filled_too(tmp_path: Path) -> None:
 def test_a_record_without_its_mark_names_the_frame(tmp_path: Path) -> None:
     path = tmp_path / "marks"
     path.write_bytes(b"MQ1aaaa" * 3 + b"\0\0\0bbbb" + b"MQ1cccc")
-    plan = FramePlan(first=0, lead=3, payload=4, dtype="|u1", magic=b"MQ1")
-    source = PlanSource(header(5, (2, 2), "uint8", path), os.fspath(path), plan)
+    plan = Layout(files=(os.fspath(path),), lead=3, payload=4, dtype="|u1", magic=b"MQ1")
+    source = LayoutSource(header(5, (2, 2), "uint8", path), plan)
     out = np.zeros((5, 2, 2), np.uint8)
     source.frames(0, 3, out[:3])
     source.frames(4, 5, out[4:])
