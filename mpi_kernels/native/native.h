@@ -45,18 +45,21 @@ void nat_pass_put(nat_pass *pass, nat_part *part, int64_t row, const uint64_t *s
 
 /* ---- codecs.c --------------------------------------------------------------------------------------------------- */
 
-enum nat_codec { NAT_PLAIN = 0, NAT_BITSHUFFLE_LZ4, NAT_LZ4 };
+/* NAT_BITSHUFFLE: planes without LZ4, in blocks of the default size (what the filter's third parameter 0 means). */
+enum nat_codec { NAT_PLAIN = 0, NAT_BITSHUFFLE_LZ4, NAT_LZ4, NAT_BITSHUFFLE };
 
-/* Bytes of scratch that a decoder wants for records of `out_bytes` bytes. */
+/* Bytes of scratch that a decoder wants for records of `out_bytes` bytes; where it is 0, scratch may be NULL.  Of large
+ * scratch only as much is touched as one block of the file has. */
 size_t nat_scratch_bytes(enum nat_codec codec, size_t element, size_t out_bytes);
 
 /* Decode n stored bytes into exactly out_bytes; 0, or NAT_BAD_DATA.  Reads and writes nothing outside of the buffers,
- * whatever the input. */
+ * whatever the input.  Elements are of 1, 2, 4 or 8 bytes and stay in the byte order that they were stored in. */
 int nat_decode(enum nat_codec codec, size_t element, const uint8_t *in, size_t n, uint8_t *out, size_t out_bytes,
                uint8_t *scratch);
 
 /* Sums of a record's unsigned pixels over k binary masks straight from the bit planes of NAT_BITSHUFFLE_LZ4 (the bits as
- * nat_pass_masks gives them, for one record of one frame), and the pixels with all bits set; 0, or NAT_BAD_DATA. */
+ * nat_pass_masks gives them, for one record of one frame), and the pixels with all bits set; 0, or NAT_BAD_DATA.
+ * Elements are little-endian, of 1, 2 or 4 bytes, fewer than 2^32; NAT_BAD_NUMBER otherwise. */
 int nat_decode_masks(size_t element, const uint8_t *in, size_t n, size_t out_bytes, const uint8_t *const *bits, int k,
                      uint64_t *sums, uint64_t *full, uint8_t *scratch);
 
