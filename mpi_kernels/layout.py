@@ -14,6 +14,9 @@ import numpy as np
 Codec = Literal["", "bitshuffle-lz4", "lz4"]
 """How a record's pixels are stored: plain, or as the HDF5 filters 32008 (with LZ4) and 32004 write them."""
 
+Reading = Literal["auto", "mmap", "read", "direct"]
+"""How threads get at a file's bytes: by a map of it, by ``pread``, or past the page cache (O_DIRECT)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Layout:

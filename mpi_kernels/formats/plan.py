@@ -6,15 +6,14 @@ import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
-from typing import NoReturn
 
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.errors import MissingData
 from mpi_kernels.formats.access import os_errors
 from mpi_kernels.layout import Layout
 from mpi_kernels.plugins import load
+from mpi_kernels.whole import check, refuse
 
 RUN_FRAMES = 500
 """Frames in one preadv: two buffers each, and Linux takes 1024 (IOV_MAX, limits.h)."""
@@ -104,12 +103,14 @@ class LayoutSource:
         wanted = sum(len(b) for b in buffers)
         got = self._fill(buffers, offset(layout, start), start)
         if got < wanted:
-            self._missing(start + (got + layout.tail) // layout.record, f"the file ends {wanted - got} bytes early")
+            refuse(
+                self.layout, start + (got + layout.tail) // layout.record, f"the file ends {wanted - got} bytes early"
+            )
         if layout.magic:
             marks = heads[:, : len(layout.magic)] == np.frombuffer(layout.magic, np.uint8)
             if not marks.all():
                 bad = start + int(np.argmin(marks.all(axis=1)))
-                self._missing(bad, f"its record does not start with {layout.magic!r}: the frame was not written")
+                refuse(self.layout, bad, f"its record does not start with {layout.magic!r}: the frame was not written")
         if layout.numbered is not None:
             self._check_numbers(start, heads, layout.numbered)
 
@@ -119,7 +120,11 @@ class LayoutSource:
             # six digits, so a long acquisition may count on from 0
             if not number or not number[0].isdigit() or (int(number[0]) - first - i) % NUMBERS:
                 told = number[0].decode("ascii", "replace") if number else "missing"
-                self._missing(i, f"its record has number {told} instead of {first + i}: a frame is missing or doubled")
+                refuse(
+                    self.layout,
+                    i,
+                    f"its record has number {told} instead of {first + i}: a frame is missing or doubled",
+                )
 
     def _fill(self, buffers: list[memoryview], offset: int, frame: int) -> int:
         """Read into the buffers in turn until they are full or the file ends; a call may return less than asked."""
@@ -129,8 +134,10 @@ class LayoutSource:
                 # two buffers a frame, three with a tail: never more than IOV_MAX in one call
                 n = os.preadv(self._fd, buffers[:1000], offset + done)
             except OSError as error:
-                self._missing(
-                    frame + (done + self.layout.tail) // self.layout.record, f"can't be read: {error.strerror}"
+                refuse(
+                    self.layout,
+                    frame + (done + self.layout.tail) // self.layout.record,
+                    f"can't be read: {error.strerror}",
                 )
             if n == 0:
                 break
@@ -141,22 +148,11 @@ class LayoutSource:
                 buffers[0] = buffers[0][n:]
         return done
 
-    def _missing(self, frame: int, why: str) -> NoReturn:
-        raise MissingData(why, path=self._path, frame=frame, next_step="copy the file again from the microscope")
-
     def complete(self) -> None:
         """Raise `MissingData` with the first frame whose bytes are not in the file."""
         with os_errors(self._path):
             size = os.fstat(self._fd).st_size
-        layout, n = self.layout, self.header.frames
-        ends = layout.lead + layout.payload
-        if layout.offsets is None:
-            whole = max(0, (size - layout.first + layout.tail) // layout.record)
-        else:
-            late = np.flatnonzero(layout.offsets + ends > size)
-            whole = int(late[0]) if late.size else n
-        if whole < n:
-            self._missing(whole, f"the file has {size} bytes; {whole} of {n} frames are there")
+        check(self.layout, self.header.frames, self.header.frames, [size])
 
     def close(self) -> None:
         """Give the file back; more than once does no harm."""
