@@ -11,12 +11,11 @@
 #include "codecs.h"
 
 enum {
-    LITERALS = 15,   /* and more: the length goes on */
-    MATCH = 15,      /* the same for matches */
-    SHORTEST = 4,    /* of a match */
-    WILD = 32,       /* bytes that a copy may write beyond its end */
-    FAST_IN = 18,    /* token, 16 bytes read for up to 14 literals, and a byte over */
-    FAST_OUT = 48    /* 14 literals, and 32 bytes written for a match of up to 18 */
+    LITERALS = 15, /* and more: the length goes on */
+    MATCH = 15,    /* the same for matches */
+    SHORTEST = 4,  /* of a match */
+    WILD = 32,     /* bytes that are written for a short match, or beyond the end of a long copy */
+    FAST = 16      /* bytes that are read and written for up to 14 literals; the distance is among those read */
 };
 
 #define likely(x) __builtin_expect(!!(x), 1)
@@ -126,7 +125,7 @@ int nat_lz4_block(const uint8_t *in, size_t n, uint8_t *out, size_t size)
         const uint8_t token = *ip++;
         size_t length = token >> 4;
         size_t in_room = (size_t)(iend - ip), out_room = (size_t)(oend - op);
-        if (likely(length < LITERALS && in_room >= FAST_IN - 1 && out_room >= FAST_OUT)) {
+        if (likely(length < LITERALS && in_room >= FAST && out_room >= FAST)) {
             copy16(op, ip);
         } else {
             if (length == LITERALS) {

@@ -44,7 +44,7 @@ static void bad_data(Py_ssize_t n, Py_ssize_t out_bytes)
 }
 
 PyDoc_STRVAR(decode_doc,
-"decode(codec, element, data, out, with_=None)\n--\n\n"
+"decode(codec, element, data, out, instructions=None)\n--\n\n"
 "Decode one record of compressed data.\n\n"
 "Parameters\n----------\n"
 "codec : {'bitshuffle-lz4', 'lz4', 'bitshuffle'}\n"
@@ -52,14 +52,14 @@ PyDoc_STRVAR(decode_doc,
 "element : int\n    Bytes of one element: 1, 2, 4 or 8.\n"
 "data : contiguous buffer\n    What the file holds.\n"
 "out : contiguous writable buffer\n    Filled, in the byte order of the file; undefined after an error.\n"
-"with_ : str, optional\n    An instruction set of `codec_instruction_sets()`; else the fastest.\n\n"
+"instructions : str, optional\n    An instruction set of `codec_instruction_sets()`; else the fastest.\n\n"
 "Raises\n------\n"
 "ValueError\n    The data are damaged, or are not exactly as many as `out` has room for.");
 
 static PyObject *decode(PyObject *module, PyObject *args, PyObject *names)
 {
-    static char *keywords[] = {"codec", "element", "data", "out", "with_", NULL};
-    const char *name, *with_name = NULL;
+    static char *keywords[] = {"codec", "element", "data", "out", "instructions", NULL};
+    const char *name, *set_name = NULL;
     Py_ssize_t element;
     Py_buffer data, out;
     enum nat_codec codec;
@@ -68,9 +68,9 @@ static PyObject *decode(PyObject *module, PyObject *args, PyObject *names)
     int rc = NAT_NO_MEMORY;
     (void)module;
 
-    if (!PyArg_ParseTupleAndKeywords(args, names, "sny*w*|z:decode", keywords, &name, &element, &data, &out, &with_name))
+    if (!PyArg_ParseTupleAndKeywords(args, names, "sny*w*|z:decode", keywords, &name, &element, &data, &out, &set_name))
         return NULL;
-    if (find_codec(name, &codec) || check_element(element, 8) || !(with = find_bits(with_name)))
+    if (find_codec(name, &codec) || check_element(element, 8) || !(with = find_bits(set_name)))
         goto done;
     scratch = PyMem_RawMalloc(nat_scratch_bytes(codec, (size_t)element, (size_t)out.len));
     if (!scratch) {
@@ -176,14 +176,14 @@ static PyObject *sum_masks(Py_ssize_t element, const Py_buffer *data, Py_ssize_t
 }
 
 PyDoc_STRVAR(decode_masks_doc,
-"decode_masks(element, data, out_bytes, masks, with_=None)\n--\n\n"
+"decode_masks(element, data, out_bytes, masks, instructions=None)\n--\n\n"
 "Sums of a bitshuffle-LZ4 record of unsigned little-endian pixels over binary masks, without making pixels.\n\n"
 "Parameters\n----------\n"
 "element : int\n    Bytes of one pixel: 1, 2 or 4.\n"
 "data : contiguous buffer\n    What the file holds.\n"
 "out_bytes : int\n    Size of the decoded record.\n"
 "masks : sequence of contiguous buffers\n    Pixel i is bit i % 8 of byte i // 8.\n"
-"with_ : str, optional\n    An instruction set of `codec_instruction_sets()`; else the fastest.\n\n"
+"instructions : str, optional\n    An instruction set of `codec_instruction_sets()`; else the fastest.\n\n"
 "Returns\n-------\n"
 "(list of int, int)\n    The exact sum over each mask, and the number of pixels that have all bits set.\n\n"
 "Raises\n------\n"
@@ -191,8 +191,8 @@ PyDoc_STRVAR(decode_masks_doc,
 
 static PyObject *decode_masks(PyObject *module, PyObject *args, PyObject *names)
 {
-    static char *keywords[] = {"element", "data", "out_bytes", "masks", "with_", NULL};
-    const char *with_name = NULL;
+    static char *keywords[] = {"element", "data", "out_bytes", "masks", "instructions", NULL};
+    const char *set_name = NULL;
     Py_ssize_t element, out_bytes;
     Py_buffer data;
     PyObject *masks, *fast = NULL, *answer = NULL;
@@ -200,10 +200,10 @@ static PyObject *decode_masks(PyObject *module, PyObject *args, PyObject *names)
     (void)module;
 
     if (!PyArg_ParseTupleAndKeywords(args, names, "ny*nO|z:decode_masks", keywords, &element, &data, &out_bytes, &masks,
-                                     &with_name))
+                                     &set_name))
         return NULL;
     /* the sequence becomes a tuple of our own: nobody can shorten it meanwhile */
-    if (check_element(element, 4) || !(with = find_bits(with_name)) || !(fast = PySequence_Tuple(masks)))
+    if (check_element(element, 4) || !(with = find_bits(set_name)) || !(fast = PySequence_Tuple(masks)))
         goto done;
     if (out_bytes < 0 || PyTuple_GET_SIZE(fast) > MOST_MASKS)
         PyErr_Format(PyExc_ValueError, "%zd bytes and %zd masks", out_bytes, PyTuple_GET_SIZE(fast));
