@@ -3,8 +3,9 @@
  * SEEDS holds records as test_codecs.py writes them: four little-endian uint32 (codec, element, decoded bytes, stored
  * bytes) and the stored bytes.  Every mutant is decoded from, into and with buffers of exactly the size that the
  * decoder was told, in turn on the heap (the address sanitizer sees both sides of each) and against pages that can't be
- * touched (which also stop vector instructions that the sanitizer does not know).  What decodes must do so to the same pixels
- * with every instruction set and whatever lay in the buffers before, and sums over masks must be those of its pixels.
+ * touched (which also stop vector instructions that the sanitizer does not know).  What decodes must do so to the same
+ * pixels with every instruction set and whatever lay in the buffers before, and sums over masks must be those of its
+ * pixels.
  */
 #include <stdio.h>
 #include <stdlib.h>
