@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,11 +36,15 @@ EXTRAS = {
 """Optional packages and the extra that brings each."""
 
 
+SELFTEST_S = 60.0
+
+
 def findings(config: Config) -> Iterator[Finding]:
     """Look at everything, the cheapest first."""
     yield Finding(part="emflow", ok=True, found=f"{__version__}, Python {platform.python_version()}, {sys.executable}")
     yield from _packages()
     yield from _plugins()
+    yield _kernels()
     for name in OWN_FOLDERS:
         yield _folder(name, getattr(config.service, name))
     yield _space(config)
@@ -89,6 +95,27 @@ def _plugins() -> Iterator[Finding]:
             found=", ".join(names(group)) or "none",
             fix="; ".join(bad) or ("" if names(group) else "pip install emflow again: its entry points are missing"),
         )
+
+
+def _kernels() -> Finding:
+    """Known frames on every path of the kernels, in a process of its own."""
+    command = [sys.executable, "-m", "mpi_kernels", "--selftest", "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SELFTEST_S, check=False)
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return Finding(
+            part="kernels", ok=False, found=printable(str(error))[:300], fix="python -m mpi_kernels --selftest"
+        )
+    wrong = [way for way in found["paths"] if way["wrong"]]
+    kernels = sorted({way["used"].get("kernel", "") for way in found["paths"]} - {""})
+    told = f"{', '.join(kernels)}: {len(found['paths']) - len(wrong)} of {len(found['paths'])} paths give known answers"
+    if wrong:
+        fix = f"report it, with this machine's processor: {wrong[0]['path']}: {wrong[0]['wrong']}"
+        return Finding(part="kernels", ok=False, found=told, fix=fix)
+    slow = kernels == ["numpy"]
+    told += "; nothing is compiled, so it is slow: install a C compiler, then emflow again" if slow else ""
+    return Finding(part="kernels", ok=True, found=told)
 
 
 def _folder(name: str, path: Path) -> Finding:

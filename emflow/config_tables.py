@@ -74,6 +74,15 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     poll_s: Seconds = 0.2
 
 
+class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``[kernels]``: how jobs compute; no result depends on it."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    kernel: Literal["auto", "numpy", "portable", "avx2", "avx512"] = "auto"
+    reading: Literal["auto", "mmap", "read", "direct", "source"] = "auto"
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+
+
 class MicroscopeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``[microscope]``: where its server listens, and the share that it writes to (the first one unless given)."""
 
@@ -109,6 +118,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     scan: ScanSettings = ScanSettings()
     transfer: TransferSettings = TransferSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    kernels: KernelSettings = KernelSettings()
     microscope: MicroscopeSettings = MicroscopeSettings()
     agent: AgentSettings = AgentSettings()
     log: LogSettings = LogSettings()

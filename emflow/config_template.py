@@ -43,6 +43,13 @@ time_limit_s = 3600   # a job is stopped after this
 attempts = 3          # tries before a person is asked
 poll_s = 0.2          # how often the jobs are looked at
 
+# How jobs compute.  No result depends on it.
+[kernels]
+device = "cpu"        # gpu: one GPU per rank; a node without one takes its CPU, and the result says so
+kernel = "auto"       # auto: the best this processor has; numpy, portable, avx2 or avx512
+reading = "auto"      # auto: by what is cached, and where; mmap, read, direct (O_DIRECT) or source (the format's own)
+threads = 0           # of each rank; 0: the cores of the node, divided by its ranks
+
 # The control plane: only needed where results steer a microscope (emflow agent).
 [microscope]
 address = "127.0.0.1:7763"  # where its server listens (emflow microscope serve)

@@ -16,7 +16,16 @@ from emflow.registry import names, target
 from emflow.runs import RunFolders
 from emflow.schedulers.local import LocalScheduler
 from emflow.transfer import publish_copy
-from mpi_kernels.contract import PREVIEW_FILE, RESULT_H5, JobSpec, Recipe, ResultManifest, SourceSpec
+from mpi_kernels.contract import (
+    AUTO,
+    PREVIEW_FILE,
+    RESULT_H5,
+    JobSpec,
+    Method,
+    Recipe,
+    ResultManifest,
+    SourceSpec,
+)
 from mpi_kernels.errors import KernelError, printable
 
 POLL_S = 0.02
@@ -41,7 +50,13 @@ def output_path(path: Path, output: Path | None, *, folder: bool = False) -> Pat
 
 
 def reduce_file(
-    path: Path, recipe: Recipe, output: Path, *, ranks: int = 1, scan_shape: tuple[int, ...] | None = None
+    path: Path,
+    recipe: Recipe,
+    output: Path,
+    *,
+    ranks: int = 1,
+    scan_shape: tuple[int, ...] | None = None,
+    method: Method = AUTO,
 ) -> ResultManifest:
     """Reduce a file and put the result at ``output``, with the preview (``.png``) beside it.
 
@@ -57,6 +72,8 @@ def reduce_file(
         MPI ranks; with more than one, mpiexec is started.
     scan_shape : tuple of int, optional
         Overrides the recipe's and the file's.
+    method : Method
+        How to compute.
 
     Raises
     ------
@@ -82,6 +99,7 @@ def reduce_file(
             recipe=recipe,
             source=SourceSpec(path=os.path.abspath(path), format=formats[name]),  # noqa: PTH100
             ranks=ranks,
+            method=method,
             attributes={"path": printable(path.name)},
             program=f"emflow {__version__}",
         )

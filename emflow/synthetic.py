@@ -12,8 +12,9 @@ from typing import IO
 
 import numpy as np
 
-from emflow.exact import AT_ONCE, ByteOrder, ExactScan, Pace, blocks, disc, properties
 from emflow.synthetic_hdf5 import write_emd, write_hspy, write_nion_h5, write_nxdata
+from emflow.synthetic_pace import AT_ONCE, ByteOrder, Pace, blocks, properties
+from mpi_kernels.exact import ExactScan, disc
 from mpi_kernels.formats.merlin_raw import encode
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emflow.exact import AT_ONCE, ByteOrder, ExactScan, Pace, blocks, properties
+from emflow.synthetic_pace import AT_ONCE, ByteOrder, Pace, blocks, properties
+from mpi_kernels.exact import ExactScan
 
 if TYPE_CHECKING:
     import h5py

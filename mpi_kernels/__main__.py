@@ -6,9 +6,11 @@ Exit codes: 0 the result is written, or the folder is claimed by another attempt
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +23,8 @@ from mpi_kernels.ranks import Ranks, world
 LAST_WORD_S = 0.05
 """Time for a launcher to pass on the line that says why; with the abort it drops what it still holds."""
 
-USAGE = "usage: python -m mpi_kernels RUN_FOLDER   (a folder that holds job.json)"
+USAGE = """usage: python -m mpi_kernels RUN_FOLDER           (a folder that holds job.json)
+       python -m mpi_kernels --selftest [--json]  (known frames on every path that this machine has)"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments in (["-h"], ["--help"]):
         print(USAGE)
         return 0
+    if arguments[:1] == ["--selftest"] and arguments[1:] in ([], ["--json"]):
+        return _selftest(as_json=bool(arguments[1:]))
     if len(arguments) != 1 or not (Path(arguments[0]) / JOB_FILE).is_file():
         wrong = f"no {JOB_FILE} in {printable(arguments[0])}\n" if len(arguments) == 1 else ""
         print(f"{wrong}{USAGE}", file=sys.stderr)
@@ -52,6 +57,25 @@ def main(arguments: list[str] | None = None) -> int:
         ranks.abort(code)
         return code
     return 0
+
+
+def _selftest(*, as_json: bool) -> int:
+    from mpi_kernels import selftest
+
+    ranks = world()
+    try:
+        found = selftest.run(ranks)
+    except Exception as error:
+        ranks.abort(1)
+        raise error from None
+    wrong = [checked for checked in found if checked.wrong]
+    if as_json and not ranks.rank:
+        print(json.dumps({"ranks": ranks.size, "wrong": len(wrong), "paths": [asdict(checked) for checked in found]}))
+    elif not ranks.rank:
+        for checked in wrong:
+            print(f"WRONG  {checked.path}: {checked.wrong}")
+        print(f"{len(found) - len(wrong)} of {len(found)} paths give the known answers on {ranks.size} rank(s)")
+    return 1 if wrong else 0
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -21,9 +21,13 @@ JOB_NAME = re.compile(r"(?P<acquisition>[0-9a-f]{16})-(?P<attempt>[0-9]{2})")
 JOB_FILE = "job.json"
 CLAIM_FILE = "claim"
 RESULT_H5 = "result.h5"
+PARTIAL = "partial-{}"
+"""Name, without suffix, of the n-th partial result (``.h5``, then ``.json``), n from 1."""
 RESULT_FILE = "result.json"
 PREVIEW_FILE = "preview.png"
 ERROR_FILE = "error.json"
+READY_FILE = re.compile(r"ready-([0-9]{1,9})\.json")
+"""In the acquisition's folder, above the run folder."""
 HEARTBEAT_FILE = "heartbeat"
 
 Kind = Literal["image", "stack", "4d"]
@@ -128,6 +132,38 @@ class Recipe:
     orientation: Orientation = Orientation()
 
 
+Device = Literal["cpu", "gpu"]
+Kernel = Literal["auto", "numpy", "portable", "avx2", "avx512"]
+Reading = Literal["auto", "mmap", "read", "direct", "source"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How to compute, on which a result never depends; what was used in the end is in the result's manifest.
+
+    Attributes
+    ----------
+    device : {"cpu", "gpu"}
+        ``gpu`` falls back to the CPU where there is none, and the manifest says why.
+    kernel : {"auto", "numpy", "portable", "avx2", "avx512"}
+        ``auto``: the best that this processor and this installation have.
+    reading : {"auto", "mmap", "read", "direct", "source"}
+        ``auto``: by what is cached, and on which file system; ``direct`` goes past the page cache (O_DIRECT);
+        ``source``: through the format's own ``frames``.
+    threads : int
+        Of each rank; 0: the cores that this process may use, divided by the ranks of its node.
+    """
+
+    device: Device = "cpu"
+    kernel: Kernel = "auto"
+    reading: Reading = "auto"
+    threads: int = 0
+
+
+AUTO = Method()
+"""The best that can be had."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
     """Where a job reads: the main file, the format's plug-in as ``module:attr``, and the acquisition's digest."""
@@ -143,6 +179,9 @@ class JobSpec:
 
     ``attributes`` are names that people gave (share, relative path); they end up in the result and nowhere else.
     ``scheduler`` and ``planned_ns`` (wall time) are there for `emflow rebuild`; the kernels do not look at them.
+
+    With ``growing`` the file is still being written: the kernels follow the ``ready-<n>.json`` in the folder above,
+    publish partial results meanwhile, and give up when nothing new was ready for ``stall_s`` seconds.
     """
 
     job: str
@@ -152,6 +191,9 @@ class JobSpec:
     source: SourceSpec
     ranks: int = 1
     block_bytes: int = 4 << 20
+    method: Method = AUTO
+    growing: bool = False
+    stall_s: float = 60.0
     attributes: dict[str, str] = field(default_factory=dict)
     program: str = ""
     scheduler: str = ""
@@ -173,7 +215,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultManifest:
-    """``result.json``: the commit.  Only a job with this file has a result.
+    """``result.json``: the commit.  Only a job with this file has a result.  ``partial-<n>.json`` is the same record.
 
     Attributes
     ----------
@@ -191,6 +233,9 @@ class ResultManifest:
         Share of the scan that they are, 0 to 1.
     seconds : dict
         Wall time by step (``read``, ``reduce``, ``merge``, ``write``, ``total``), the slowest rank's.
+    method : dict
+        How it was computed: ``device``, ``kernel``, ``reading``, ``threads``, and ``why`` where something that was
+        asked for could not be had.
     """
 
     job: str
@@ -214,6 +259,7 @@ class ResultManifest:
     source_digest: str | None
     wall_ns: int
     program: str
+    method: dict[str, str | int] = field(default_factory=dict)
     v: int = SCHEMA
 
 

@@ -1,36 +1,54 @@
-"""One read of the data: this rank's share in blocks, each block to every reduction, and the merge on rank 0."""
+"""One read of the data: this rank's frames to all terms and to every reduction, and the merge on rank 0."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from mpi_kernels.contract import Scalar
-from mpi_kernels.errors import KernelError
-from mpi_kernels.fused import Fused, Quality
-from mpi_kernels.plan import Plan, Step, oriented, output_shape
-from mpi_kernels.protocols import Block, Output, Reduction, Source
+from mpi_kernels.contract import AUTO, Method, Scalar
+from mpi_kernels.fused import Quality
+from mpi_kernels.merging import Range, accumulators, covered, end, gather, places, read_only
+from mpi_kernels.method import Chosen, choose
+from mpi_kernels.plan import Plan, Step, oriented
+from mpi_kernels.protocols import Block, Source
 from mpi_kernels.ranks import Ranks
-from mpi_kernels.terms import Key, key
+from mpi_kernels.terms import key
 
 CHUNK_BYTES = 64 << 20
 """A block grows up to here to hold one whole chunk of the file, so that no chunk is decompressed twice."""
 
 Progress = Callable[[int, int], None]
-"""Called after each block with the frames of this rank that are done, and all of them."""
+"""Called now and then with the frames of this rank that are done, and all of them."""
 
 
 @dataclass(slots=True)
 class Reduced:
-    """What rank 0 holds after the merge: arrays and scalars by reduction, and what the frames were like."""
+    """What rank 0 holds after a merge.
+
+    Attributes
+    ----------
+    arrays, scalars : dict
+        By reduction, then by output.
+    quality : Quality
+        What the frames were like.
+    seconds : dict
+        By step, the slowest rank's.
+    covered : ndarray of bool
+        Over the scan: which frames are in it.
+    method : dict
+        How it was computed.
+    """
 
     arrays: dict[str, dict[str, np.ndarray]]
     scalars: dict[str, dict[str, Scalar]]
     quality: Quality
     seconds: dict[str, float] = field(default_factory=dict)
+    covered: np.ndarray = field(default_factory=lambda: np.ones((), np.bool_))
+    method: dict[str, str | int] = field(default_factory=dict)
 
 
 def block_frames(frame_bytes: int, align: int, block_bytes: int) -> int:
@@ -42,7 +60,13 @@ def block_frames(frame_bytes: int, align: int, block_bytes: int) -> int:
 
 
 def reduce(
-    plan: Plan, source: Source, ranks: Ranks, *, block_bytes: int = 4 << 20, progress: Progress | None = None
+    plan: Plan,
+    source: Source,
+    ranks: Ranks,
+    *,
+    method: Method = AUTO,
+    block_bytes: int = 4 << 20,
+    progress: Progress | None = None,
 ) -> Reduced | None:
     """Compute a plan; every rank calls it, rank 0 gets the result, the others None.
 
@@ -51,123 +75,132 @@ def reduce(
     KernelError
         What the source or a reduction raises.
     """
-    share = ranks.share(plan.header.frames, source.align)
-    fused = Fused((t for s in plan.steps for t in s.terms.values()), plan.header, share[1] - share[0])
-    own = {s.spec.name: _accumulators(s, share[1] - share[0]) for s in plan.steps if not s.terms}
-    seconds = _Visit(plan, fused, own).read(source, share, block_bytes, progress)
-    before = time.perf_counter()
-    merged = fused.merge(ranks)
-    arrays = {s.spec.name: _merged(s, own[s.spec.name], ranks) for s in plan.steps if not s.terms}
-    seconds["merge"] = time.perf_counter() - before
-    reports = ranks.gather_json({"seconds": seconds, "quality": asdict(fused.quality)})
-    if reports is None or merged is None:
-        return None
-    quality = Quality()
-    for report in reports:
-        quality.add(report["quality"])
-    slowest = {k: max(r["seconds"][k] for r in reports) for k in seconds}
-    found = Reduced({}, {}, quality, slowest)
-    for step in plan.steps:
-        name = step.spec.name
-        parts = arrays[name] if not step.terms else {k: _shaped(merged, step, k, plan) for k in step.terms}
-        found.arrays[name], found.scalars[name] = _end(step, parts, plan)
-    slowest["end"] = time.perf_counter() - before - seconds["merge"]
-    return found
+    frames = plan.header.frames
+    visit = Visit(plan, source, ranks, method=method, block_bytes=block_bytes)
+    try:
+        visit.add(*ranks.share(frames, visit.align), progress)
+        return visit.merged()
+    finally:
+        visit.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Visit:
-    """One rank's way through its share: the terms, and the accumulators of reductions that do without them."""
+class Visit:
+    """One rank's way through the data.  Frames may be added, and all merged, as often as one likes.
 
-    plan: Plan
-    fused: Fused
-    own: Mapping[str, Mapping[str, np.ndarray]]
+    Parameters
+    ----------
+    plan : Plan
+    source : Source
+        Of this rank; stays the caller's.
+    ranks : Ranks
+    method : Method
+        What is asked for; what is used in the end is in the result.
+    block_bytes : int
+        Size of the blocks that reductions of their own see.
+    """
 
-    def read(
-        self, source: Source, share: tuple[int, int], block_bytes: int, progress: Progress | None
-    ) -> dict[str, float]:
-        """Fill the accumulators; return the seconds spent reading and reducing."""
-        first, last = share
-        shape, dtype = source.header.det_shape, np.dtype(source.header.dtype)
-        size = block_frames(int(np.prod(shape)) * dtype.itemsize, source.align, block_bytes)
+    def __init__(
+        self, plan: Plan, source: Source, ranks: Ranks, *, method: Method = AUTO, block_bytes: int = 4 << 20
+    ) -> None:
+        self.plan, self.ranks = plan, ranks
+        self._source, self._block_bytes = source, block_bytes
+        self._rows = plan.header.frames  # any of them may come to this rank; pages that are not touched cost nothing
+        self._ranges: list[Range] = []
+        self._used = 0
+        self._chosen: Chosen = choose(plan, source, ranks, self._rows, method)
+        self._own = {s.spec.name: accumulators(s, self._rows) for s in plan.steps if not s.terms}
+        self._seconds = {"read": 0.0, "reduce": 0.0}
+
+    @property
+    def align(self) -> int:
+        """Shares that begin at multiples of it read nothing twice, and change no bit of float sums."""
+        align = self._chosen.feed.align if self._chosen.feed else self._source.align
+        return math.lcm(align, self._chosen.terms.group)
+
+    def add(self, start: int, stop: int, progress: Progress | None = None) -> None:
+        """Visit frames ``start:stop`` of the scan, which nobody has visited before."""
+        row, chosen = self._used, self._chosen
+        if chosen.fused:
+            begin = time.perf_counter()
+            chosen.add(start, stop, row, None if progress is None else lambda done: progress(done, stop - start))
+            self._seconds["reduce"] += time.perf_counter() - begin
+        elif start < stop:
+            self._add_blocks(start, stop, row, progress)
+        self._ranges.append((start, stop))
+        self._used += stop - start
+
+    def _add_blocks(self, first: int, last: int, row: int, progress: Progress | None) -> None:
+        header = self._source.header
+        shape, dtype = header.det_shape, np.dtype(header.dtype)
+        size = block_frames(math.prod(shape) * dtype.itemsize, self._source.align, self._block_bytes)
         buffer = np.empty((min(size, last - first), *shape), dtype)
-        seconds = {"read": 0.0, "reduce": 0.0}
         for start in range(first, last, size):
             stop = min(start + size, last)
             begin = time.perf_counter()
-            source.frames(start, stop, buffer[: stop - start])
+            raw = buffer[: stop - start]
+            self._chosen.read(start, stop, raw)
             middle = time.perf_counter()
-            self._block(buffer[: stop - start], start, start - first)
-            seconds["read"] += middle - begin
-            seconds["reduce"] += time.perf_counter() - middle
+            self._block(raw, start, row + start - first)
+            self._seconds["read"] += middle - begin
+            self._seconds["reduce"] += time.perf_counter() - middle
             if progress is not None:
                 progress(stop - first, last - first)
-        return seconds
 
     def _block(self, raw: np.ndarray, start: int, row: int) -> None:
-        frames = oriented(raw.view(self.plan.header.dtype), self.plan.recipe.orientation)
+        raw = raw.view(self.plan.header.dtype)
+        frames = oriented(raw, self.plan.recipe.orientation)
         frames.flags.writeable = False
-        self.fused.add(frames, row)
+        terms = self._chosen.terms
+        terms.add(raw if terms.in_file_order else frames, row)
         rows = slice(row, row + len(frames))
         for step in self.plan.steps:
             if not step.terms:
-                arrays = self.own[step.spec.name]
+                arrays = self._own[step.spec.name]
                 out = {n: a[rows] if step.outputs[n].over == "scan" else a for n, a in arrays.items()}
                 step.reduction.reduce(Block(frames, start), out)
 
+    def merged(self) -> Reduced | None:
+        """All that the ranks have so far, finished, on rank 0; None elsewhere.  Every rank calls it."""
+        before = time.perf_counter()
+        ranks, frames = self.ranks, self.plan.header.frames
+        where = places(ranks, self._ranges)
+        terms = self._chosen.terms
+        arrays = terms.merge(ranks) or {}
+        for name, rows in terms.rows(self._used).items():
+            whole = gather(ranks, rows, where, frames)
+            if whole is not None:
+                arrays[name] = whole.reshape((*self.plan.header.scan_shape, *whole.shape[1:]))
+        own = {s.spec.name: self._merged(s, where) for s in self.plan.steps if not s.terms}
+        seconds = self._seconds | {"merge": time.perf_counter() - before}
+        reports = ranks.gather_json({"seconds": seconds, "quality": asdict(terms.quality)})
+        if reports is None or where is None:
+            return None
+        found = Reduced({}, {}, Quality(), {k: max(r["seconds"][k] for r in reports) for k in seconds})
+        for report in reports:
+            found.quality.add(report["quality"])
+        begin = time.perf_counter()
+        for step in self.plan.steps:
+            name = step.spec.name
+            parts = {k: read_only(arrays[key(t)]) for k, t in step.terms.items()} if step.terms else own[name]
+            found.arrays[name], found.scalars[name] = end(step, parts, self.plan)
+        found.seconds["end"] = time.perf_counter() - begin
+        found.covered = covered(where, frames).reshape(self.plan.header.scan_shape)
+        found.method = self._chosen.facts
+        return found
 
-def _accumulators(step: Step, rows: int) -> dict[str, np.ndarray]:
-    if type(step.reduction).reduce is Reduction.reduce:
-        raise KernelError(f"{step.spec.use}: a reduction needs terms or a reduce method")
-    return {
-        name: np.zeros((rows, *o.shape), o.dtype) if o.over == "scan" else np.full(o.shape, _identity(o), o.dtype)
-        for name, o in step.outputs.items()
-    }
+    def _merged(self, step: Step, where: list[Range] | None) -> dict[str, np.ndarray]:
+        """Outputs of a reduction of its own, merged between ranks."""
+        found = {}
+        for name, array in self._own[step.spec.name].items():
+            output = step.outputs[name]
+            if output.over == "scan":
+                whole = gather(self.ranks, array[: self._used], where, self.plan.header.frames)
+            else:
+                whole = self.ranks.reduce(array, output.merge)
+            if whole is not None:
+                found[name] = whole
+        return found
 
-
-def _identity(output: Output) -> int | float:
-    """The value that a merge starts from."""
-    dtype = np.dtype(output.dtype)
-    if output.merge == "sum":
-        return 0
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return int(limits.min if output.merge == "max" else limits.max)
-    return -np.inf if output.merge == "max" else np.inf
-
-
-def _merged(step: Step, arrays: Mapping[str, np.ndarray], ranks: Ranks) -> dict[str, np.ndarray]:
-    """Outputs of a reduction of its own, merged between ranks; rows of frames flat along their first axis."""
-    found = {}
-    for name, array in arrays.items():
-        output = step.outputs[name]
-        whole = ranks.gather_rows(array) if output.over == "scan" else ranks.reduce(array, output.merge)
-        if whole is not None:
-            found[name] = whole
-    return found
-
-
-def _shaped(merged: Mapping[Key, np.ndarray], step: Step, name: str, plan: Plan) -> np.ndarray:
-    term = step.terms[name]
-    array = merged[key(term)]
-    if type(term).__name__ in ("Masks", "Labels", "Moments"):
-        array = array.reshape((*plan.header.scan_shape, *array.shape[1:]))
-    array = array.view()
-    array.flags.writeable = False  # other reductions share it
-    return array
-
-
-def _end(step: Step, parts: Mapping[str, np.ndarray], plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
-    """Finish one reduction, and hold it to what it declared."""
-    if not step.terms:
-        parts = {n: a.reshape(output_shape(step.outputs[n], plan.header)) for n, a in parts.items()}
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # NaN in the data are NaN in the maps
-        arrays, scalars = step.reduction.end(parts, plan.header)
-    name = step.spec.name
-    if set(arrays) != set(step.outputs):
-        raise KernelError(f"{name}: declared {sorted(step.outputs)}, but end() returned {sorted(arrays)}")
-    for n, output in step.outputs.items():
-        want = output_shape(output, plan.header), np.dtype(output.dtype)
-        if (arrays[n].shape, arrays[n].dtype) != want:
-            raise KernelError(f"{name}/{n}: declared {want}, but end() returned {(arrays[n].shape, arrays[n].dtype)}")
-    return dict(arrays), dict(scalars)
+    def close(self) -> None:
+        """Give back what was opened beside the source."""
+        self._chosen.close()

@@ -6,6 +6,7 @@ KernelError
 ├── Incomplete          the writer is not done; ask again later
 ├── MissingData         a frame that should be there is not (never replaced by zeros)
 ├── RecipeError         the recipe does not fit the data or names something unknown
+├── Stalled             nothing more of a growing acquisition came
 └── LaunchError         the ranks were not started as the job asked
 """
 
@@ -77,6 +78,13 @@ class RecipeError(KernelError):
     """The recipe does not fit the data or names something unknown."""
 
     code = "recipe"
+
+
+class Stalled(KernelError):
+    """Nothing more of a growing acquisition came."""
+
+    code = "stalled"
+    retryable = True
 
 
 class LaunchError(KernelError):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mpi_kernels.contract import Header
+from mpi_kernels.contract import Header, Reading
 from mpi_kernels.errors import RecipeError, printable
+from mpi_kernels.extension import MISSING, native
 from mpi_kernels.formats.plan import check_request
-from mpi_kernels.layout import Layout, Reading
-from mpi_kernels.storage import choose, native
+from mpi_kernels.layout import Layout
+from mpi_kernels.storage import choose
 from mpi_kernels.whole import NEVER_WRITTEN, check, refuse
 
 READINGS = ("mmap", "read", "direct")
@@ -104,7 +104,7 @@ class Feed:
     def can(header: Header, layout: Layout) -> str | None:
         """Why the compiled readers can't read this; None if they can."""
         if native is None:
-            return "the extension mpi_kernels._native is not built"
+            return MISSING
         if layout.decode is not None:
             return f"pixels are decoded by {layout.decode}"
         stored = np.dtype(layout.dtype)
@@ -164,31 +164,6 @@ class Feed:
             self._judge(self._reader.frames(start, stop, whole.view(np.uint8).data))
         if whole is not out:
             out[...] = whole
-
-    def view(self, start: int, stop: int) -> np.ndarray | None:
-        """The same frames as a read-only view of the mapped file, where that is what they are; else None.
-
-        Whoever looks at it takes the risk that the file is cut off meanwhile, which ends the process.
-
-        Raises
-        ------
-        MissingData
-            The first frame that is not in the file now.
-        """
-        layout, shape = self.layout, (stop - start, *self.header.det_shape)
-        stored = np.dtype(layout.dtype)
-        plain = not layout.codec and layout.flag is None and not layout.magic and layout.numbered is None
-        gapless = layout.lead == 0 and layout.tail == 0 and layout.offsets is None
-        at = layout.first + start * frame_bytes(self.header)
-        aligned = stored.isnative and at % stored.itemsize == 0
-        if self.reading != "mmap" or not (plain and gapless and aligned) or start == stop:
-            return None
-        check(layout, self.header.frames, stop)
-        with open(layout.files[0], "rb") as file:  # noqa: PTH123 - a str path keeps names that are not UTF-8
-            begin = at // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            length = at - begin + (stop - start) * frame_bytes(self.header)
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin)
-        return np.frombuffer(mapped, stored, offset=at - begin).reshape(shape)
 
     def complete(self) -> None:
         """Raise `MissingData` with the first frame whose bytes are not in its file."""

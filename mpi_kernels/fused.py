@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq, Term
+from mpi_kernels.protocols import Labels, Max, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.regions import Regions
 from mpi_kernels.terms import Key, unique
-from mpi_kernels.weights import EXACT, Weights, largest
+from mpi_kernels.weights import EXACT, Weights, largest, sum_dtype
 
 STRIP_PIXELS = 1 << 18
 """Pixels that are turned into float64 at a time (2 MiB), to stay in a core's second-level cache."""
@@ -46,7 +47,7 @@ class Quality:
 
 
 class Fused:
-    """Accumulators of one rank.
+    """Accumulators of one rank, in numpy.
 
     Parameters
     ----------
@@ -58,13 +59,17 @@ class Fused:
         Frames in this rank's share.
     """
 
+    in_file_order: ClassVar[bool] = False
+    kernel = "numpy"
+    group = 1
+
     def __init__(self, wanted: Iterable[Term], header: Header, rows: int) -> None:
         self.dtype = np.dtype(header.dtype)
         self.terms = unique(wanted)
         self.quality = Quality()
         self._integer = self.dtype.kind in "iu"
         self._full = np.iinfo(self.dtype).max if self._integer else None
-        whole = np.dtype("uint64" if self.dtype.kind == "u" else "int64") if self._integer else np.dtype("float64")
+        whole = sum_dtype(self.dtype)
         self._weights = Weights.of(self.terms, header)
         self._rows = self._weights.rows(rows)
         self._regions = {k: Regions(t, whole, rows) for k, t in self.terms.items() if isinstance(t, Labels)}
@@ -130,7 +135,7 @@ class Fused:
             self.quality.empty_frames += not frame.any()
 
     def merge(self, ranks: Ranks) -> dict[Key, np.ndarray] | None:
-        """Whole arrays by term on rank 0, rows of frames flat along their first axis; None elsewhere."""
+        """Arrays per pixel by term on rank 0, None elsewhere; more frames may be added afterwards."""
         bounds = ranks.gather_json(self._bound)
         if bounds is not None and self._sum is not None and self._integer:
             _check_bound(sum(bounds), self._sum.dtype)
@@ -146,11 +151,13 @@ class Fused:
                 case Max():
                     assert self._max is not None
                     found[key] = ranks.reduce(self._max, "max")
-                case Labels():
-                    found[key] = ranks.gather_rows(self._regions[key].rows)
-                case Masks() | Moments():
-                    found[key] = ranks.gather_rows(self._weights.take(self._rows, key))
         return None if ranks.rank else {k: v for k, v in found.items() if v is not None}
+
+    def rows(self, used: int) -> dict[Key, np.ndarray]:
+        """Sums of this rank's first ``used`` frames, by term."""
+        found = {k: regions.rows[:used] for k, regions in self._regions.items()}
+        columns = self._rows[:, :used]
+        return found | {k: self._weights.take(columns, k) for k in self._weights.terms}
 
 
 class _Squares:
@@ -187,11 +194,15 @@ class _Squares:
     def merge(self, ranks: Ranks) -> np.ndarray | None:
         """Sum of all ranks on rank 0, low words below 2**32 again."""
         merged = ranks.reduce(self._sum, "sum")
-        if merged is None or not self._integer:
-            return merged
-        merged[0] += merged[1] >> np.uint64(32)
-        merged[1] &= np.uint64(0xFFFFFFFF)
-        return merged
+        return carried(merged) if self._integer else merged
+
+
+def carried(words: np.ndarray | None) -> np.ndarray | None:
+    """``[high, low]`` words of 32 bits whose low ones were summed: what stands above 32 bits goes up, in place."""
+    if words is not None:
+        words[0] += words[1] >> np.uint64(32)
+        words[1] &= np.uint64(0xFFFFFFFF)
+    return words
 
 
 def _check_bound(bound: int, dtype: np.dtype) -> None:

@@ -5,30 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpi_kernels import failure, jsonfile, plan, preview, quality, result
+from mpi_kernels import failure, jsonfile, plan
 from mpi_kernels.contract import (
     CLAIM_FILE,
     HEARTBEAT_FILE,
     JOB_FILE,
     JOB_NAME,
-    PREVIEW_FILE,
     RESULT_FILE,
-    RESULT_H5,
     SCHEMA,
     Claim,
-    Header,
     JobSpec,
     ResultManifest,
 )
 from mpi_kernels.engine import Reduced, reduce
-from mpi_kernels.errors import FormatError, KernelError
+from mpi_kernels.errors import FormatError
 from mpi_kernels.events import EventLog, host_name
-from mpi_kernels.plugins import make_format
+from mpi_kernels.following import follow
+from mpi_kernels.opening import open_source
 from mpi_kernels.protocols import Source
+from mpi_kernels.publishing import publish_partial, publish_result
 from mpi_kernels.ranks import Ranks, check_size
 
 PULSE_S = 1.0
@@ -70,14 +71,15 @@ class Attempt:
 
     def run(self) -> ResultManifest | None:
         """Claim, reduce and publish."""
+        begin = time.perf_counter()
         job = self.job = self._read_job()
         check_size(self.ranks, job.ranks, JOB_FILE)
         self.claimed = self._claim(job)
         if not self.claimed:
             return None
-        begin = time.perf_counter()
-        form = make_format(job.source.format)
-        source = form.open(job.source.path)
+        if self.ranks.rank == 0:
+            threading.Thread(target=_load_writer, daemon=True).start()
+        source = open_source(job, self.ranks)
         try:
             planned, reduced = self._reduce(job, source)
         finally:
@@ -85,13 +87,12 @@ class Attempt:
         if reduced is None:
             return None
         self._event("reduced", frames=planned.header.frames, seconds=reduced.seconds)
-        try:
-            return self._publish(job, planned, reduced, begin)
-        except BaseException:
-            if not (self.folder / RESULT_FILE).exists():  # no commit: nothing may look like a result, or fill the disk
-                for name in (RESULT_H5, PREVIEW_FILE):
-                    (self.folder / name).unlink(missing_ok=True)
-            raise
+        self._pulse("write", 0, 0)
+        assert self.job is not None
+        manifest = publish_result(self.folder, self.job, planned, reduced, ranks=self.ranks.size, begin=begin)
+        with contextlib.suppress(OSError):  # the result is committed: nothing that follows may fail the job
+            self._event("written", quality=manifest.quality, seconds=manifest.seconds)
+        return manifest
 
     def fail(self, error: BaseException) -> None:
         """Write ``error.json``, unless the folder belongs to another attempt or the disk says no."""
@@ -132,60 +133,28 @@ class Attempt:
         return self.ranks.broadcast(won) == b"1"
 
     def _reduce(self, job: JobSpec, source: Source) -> tuple[plan.Plan, Reduced | None]:
-        self._same_header(source.header)
-        if not self.ranks.rank:
+        if not self.ranks.rank and not job.growing:
             source.complete()
         planned = plan.make(job.recipe, source.header)
         self._event("started", frames=planned.header.frames, kind=planned.header.kind)
         self._pulse("read", 0, 0)
-        return planned, reduce(planned, source, self.ranks, block_bytes=job.block_bytes, progress=self._progress)
-
-    def _same_header(self, header: Header) -> None:
-        """Every rank must see the file that rank 0 sees: a network mount may be older on one of the nodes."""
-        mine = json.dumps([header.scan_shape, header.det_shape, header.dtype]).encode()
-        theirs = self.ranks.broadcast(mine)
-        if theirs != mine:
-            raise KernelError(
-                f"rank {self.ranks.rank} sees {mine.decode()}, rank 0 sees {theirs.decode()}",
-                path=header.members[0].path if header.members else None,
-                next_step="the file changes, or the nodes see different versions of it",
+        if not job.growing:
+            return planned, reduce(
+                planned,
+                source,
+                self.ranks,
+                method=job.method,
+                block_bytes=job.block_bytes,
+                progress=self._progress,
             )
 
-    def _publish(self, job: JobSpec, planned: plan.Plan, reduced: Reduced, begin: float) -> ResultManifest:
-        before = time.perf_counter()
-        self._pulse("write", 0, 0)
-        verdict, reasons = quality.judge(planned, reduced)
-        digest = result.write(self.folder / RESULT_H5, job, planned, reduced)
-        maps = list(result.maps(planned, reduced))
-        jsonfile.publish(self.folder / PREVIEW_FILE, preview.contact_sheet(maps))
-        now = time.perf_counter()
-        manifest = ResultManifest(
-            job=job.job,
-            acquisition=job.acquisition,
-            trace=job.trace,
-            recipe=job.recipe.name,
-            result=RESULT_H5,
-            result_sha256=digest,
-            preview=PREVIEW_FILE,
-            outputs=tuple(f"/{name}" for name, _ in maps),
-            scalars=result.finite_scalars(reduced.scalars),
-            skipped=planned.skipped,
-            frames=planned.header.frames,
-            coverage=1.0,
-            partial=False,
-            quality=verdict,
-            quality_reasons=reasons,
-            seconds=_rounded(reduced.seconds | {"write": now - before, "total": now - begin}),
-            ranks=self.ranks.size,
-            host=host_name(),
-            source_digest=job.source.digest,
-            wall_ns=time.time_ns(),
-            program=job.program or result.PROGRAM,
-        )
-        jsonfile.publish(self.folder / RESULT_FILE, jsonfile.encode(manifest))
-        with contextlib.suppress(OSError):  # the result is committed: nothing that follows may fail the job
-            self._event("written", quality=verdict, seconds=manifest.seconds)
-        return manifest
+        def publish(number: int, partial: Reduced) -> None:
+            publish_partial(self.folder, number, job, planned, partial, ranks=self.ranks.size)
+            self._event("partial", number=number, frames=int(partial.covered.sum()))
+
+        reduced, digest = follow(job, planned, source, self.ranks, self.folder, publish, self._progress)
+        self.job = replace(job, source=replace(job.source, digest=digest))
+        return planned, reduced
 
     def _progress(self, done: int, frames: int) -> None:
         if not self.ranks.rank and self._pulse("read", done, frames):
@@ -215,5 +184,6 @@ class Attempt:
             log.write(name, **attrs)
 
 
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in seconds.items()}
+def _load_writer() -> None:
+    """Load h5py while the frames are read: it is needed at the very end, and takes a tenth of a second."""
+    import h5py  # noqa: F401

@@ -5,17 +5,15 @@ Rank 0 parses the file once; a `Layout` is all that the other ranks, and the com
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
 
 Codec = Literal["", "bitshuffle-lz4", "lz4"]
 """How a record's pixels are stored: plain, or as the HDF5 filters 32008 (with LZ4) and 32004 write them."""
-
-Reading = Literal["auto", "mmap", "read", "direct"]
-"""How threads get at a file's bytes: by a map of it, by ``pread``, or past the page cache (O_DIRECT)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -85,3 +83,28 @@ class Layout:
     def record(self) -> int:
         """Bytes from one plain record to the next, where they follow one another."""
         return self.lead + self.payload + self.tail
+
+    def to_bytes(self) -> bytes:
+        """As one buffer for other ranks: a line of JSON, then the arrays."""
+        plain: dict[str, object] = {}
+        arrays = []
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray):
+                arrays.append(np.ascontiguousarray(value))
+                value = {"array": [value.dtype.str, len(value)]}
+            plain[name] = value.hex() if isinstance(value, bytes) else value
+        return json.dumps(plain).encode("ascii") + b"\n" + b"".join(a.tobytes() for a in arrays)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Layout:
+        """What `to_bytes` has made; only ever of this program's own ranks."""
+        line, _, rest = data.partition(b"\n")
+        plain = json.loads(line)
+        at = 0
+        for name, value in plain.items():
+            if isinstance(value, dict) and "array" in value:
+                kind, count = np.dtype(value["array"][0]), value["array"][1]
+                plain[name] = np.frombuffer(rest, kind, count, at)
+                at += kind.itemsize * count
+        return cls(**plain | {"files": tuple(plain["files"]), "magic": bytes.fromhex(plain["magic"])})

@@ -16,7 +16,7 @@ from mpi_kernels.plugins import make_reduction, parameter_names
 from mpi_kernels.protocols import Output, Reduction, Term
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
-RESERVED = frozenset({"entry", "process", "title"})
+RESERVED = frozenset({"coverage", "entry", "process", "title"})
 """Groups of the result file that a reduction can't be called."""
 
 
@@ -125,6 +125,13 @@ def oriented(frames: np.ndarray, orientation: Orientation) -> np.ndarray:
         frames = frames.swapaxes(1, 2)
     y, x = (slice(None, None, -1) if flip else slice(None) for flip in (orientation.flip_y, orientation.flip_x))
     return frames[:, y, x]
+
+
+def unturned(array: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """View of an array over the turned frame (last two axes) as one over the frame in the file: undoes `oriented`."""
+    y, x = (slice(None, None, -1) if flip else slice(None) for flip in (orientation.flip_y, orientation.flip_x))
+    array = array[..., y, x]
+    return array.swapaxes(-1, -2) if orientation.transpose else array
 
 
 def output_shape(output: Output, header: Header) -> tuple[int, ...]:

@@ -91,6 +91,17 @@ class Format(Protocol):
         """Open for reading frames; raises what ``probe`` raises."""
 
 
+@runtime_checkable
+class GrowingFormat(Protocol):
+    """A format whose files grow by whole frames and say at the start how many there will be."""
+
+    def probe_growing(self, path: str) -> Header:
+        """Read header bytes only, of a file that is still being written."""
+
+    def open_growing(self, path: str) -> Source:
+        """Open it; frames that are not there yet are `MissingData`."""
+
+
 class Reduction:
     """What to compute, as terms that the engine fuses into one pass, or as numpy on each block.
 

@@ -15,7 +15,7 @@ def judge(plan: Plan, reduced: Reduced) -> tuple[Verdict, tuple[str, ...]]:
     INVALID: no pixel is finite, no frame has any count, or a map holds no finite number at all in every output.
     DOUBTFUL: some pixels are not finite or at the top of their integer type, or some frames have no counts.
     """
-    seen, frames = reduced.quality, plan.header.frames
+    seen, frames = reduced.quality, int(reduced.covered.sum())
     arrays = [a for outputs in reduced.arrays.values() for a in outputs.values()]
     if seen.not_finite == seen.pixels:
         return "INVALID", ("no pixel is finite",)

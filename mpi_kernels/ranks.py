@@ -40,6 +40,11 @@ class Ranks:
         start, stop = (align * (chunks * r // self.size) for r in (self.rank, self.rank + 1))
         return min(start, frames), min(stop, frames)
 
+    def share_of(self, start: int, stop: int, align: int = 1) -> tuple[int, int]:
+        """The same of frames ``start:stop``; ``start`` is a multiple of ``align``."""
+        first, last = self.share(stop - start, align)
+        return start + first, start + last
+
     def broadcast(self, data: bytes | None) -> bytes:
         """Bytes of rank 0, on every rank."""
         if self._comm is None:
@@ -72,6 +77,42 @@ class Ranks:
             assert nan is not None
             merged[nan.astype(bool)] = np.nan
         return merged
+
+    def reduce_pairs(self, pairs: np.ndarray) -> np.ndarray | None:
+        """Sum of (2, ...) float64 ``[high, low]`` numbers of twice the precision on rank 0 (None elsewhere).
+
+        Rounding to float64 at the very end hides in what order the ranks were added.
+        """
+        if self._comm is None:
+            return pairs
+        from mpi4py import MPI
+
+        def add(given: Any, kept: Any, _: Any) -> None:
+            a, b = (np.frombuffer(buffer, np.float64).reshape(2, -1) for buffer in (given, kept))
+            b[...] = add_pairs(a, b)
+
+        operation = MPI.Op.Create(add, commute=True)
+        whole = MPI.DOUBLE.Create_contiguous(pairs.size).Commit()  # one element: MPI may cut a buffer between elements
+        try:
+            sent = np.ascontiguousarray(pairs)
+            merged = np.empty_like(sent) if not self.rank else None
+            self._comm.Reduce([sent, 1, whole], None if merged is None else [merged, 1, whole], op=operation, root=0)
+            return merged
+        finally:
+            whole.Free()
+            operation.Free()
+
+    def on_node(self) -> int:
+        """Ranks of the node that this one runs on."""
+        if self._comm is None:
+            return 1
+        from mpi4py import MPI
+
+        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        try:
+            return int(node.Get_size())
+        finally:
+            node.Free()
 
     def _reduced(self, array: np.ndarray, how: Merge) -> np.ndarray | None:
         from mpi4py import MPI
@@ -121,6 +162,17 @@ class Ranks:
         """End every rank at once; returns only where there is no MPI."""
         if self._comm is not None:
             self._comm.Abort(code)
+
+
+def add_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sum of two (2, n) arrays of ``[high, low]`` pairs.  Source: Dekker 1971, doi:10.1007/BF01397083, add2."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        high = a[0] + b[0]
+        part = high - a[0]
+        low = (a[0] - (high - part)) + (b[0] - part) + a[1] + b[1]
+        low[~np.isfinite(high)] = 0.0
+        total = high + low
+        return np.stack((total, low - (total - high)))
 
 
 def world(environment: Mapping[str, str] = os.environ) -> Ranks:

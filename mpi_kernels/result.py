@@ -90,7 +90,9 @@ def _write(backing: Backing, job: JobSpec, plan: Plan, reduced: Reduced) -> None
         for step in plan.steps:
             _write_step(entry, step, plan, reduced)
             file[step.spec.name] = h5py.SoftLink(f"/entry/{step.spec.name}")
-        _write_process(entry.create_group("process"), job, plan)
+        if not reduced.covered.all():
+            _write_coverage(entry.create_group("coverage"), plan, reduced)
+        _write_process(entry.create_group("process"), job, plan, reduced)
 
 
 def _write_step(entry: Any, step: Step, plan: Plan, reduced: Reduced) -> None:
@@ -105,6 +107,12 @@ def _write_step(entry: Any, step: Step, plan: Plan, reduced: Reduced) -> None:
     _attributes(scalars, NX_class="NXcollection")
     for key, value in reduced.scalars[name].items():
         scalars[printable(key).replace("/", "_")] = _stored(value)
+
+
+def _write_coverage(group: Any, plan: Plan, reduced: Reduced) -> None:
+    """Which positions of a partial result are measured: 1, else 0; the maps are 0 or NaN there."""
+    declared = Output(over="scan", dtype="uint8", long_name="1 where a frame was there")
+    _write_map(group, "coverage", declared, output_axes(declared, plan.header), reduced.covered.astype(np.uint8))
 
 
 def _write_map(group: Any, title: str, output: Output, axes: tuple[Axis, ...], array: np.ndarray) -> None:
@@ -152,7 +160,7 @@ def _interpretation(output: Output, array: np.ndarray) -> str:
     return "image" if entry >= 2 and array.ndim >= 2 else "spectrum"
 
 
-def _write_process(group: Any, job: JobSpec, plan: Plan) -> None:
+def _write_process(group: Any, job: JobSpec, plan: Plan, reduced: Reduced) -> None:
     _attributes(group, NX_class="NXprocess")
     values = {
         "program": "mpi_kernels",
@@ -177,6 +185,7 @@ def _write_process(group: Any, job: JobSpec, plan: Plan) -> None:
         "warnings": plan.warnings,
         "skipped": plan.skipped,
         "metadata": plan.header.metadata,
+        "method": reduced.method,
     }
     for name, value in facts.items():
         group[name] = json.dumps(value)  # ASCII: undecodable text survives as escapes

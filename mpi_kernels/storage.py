@@ -8,17 +8,11 @@ host cuts off or that the server loses is a fault in the middle of arithmetic in
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 
-from mpi_kernels.layout import Reading
-
-try:
-    native: ModuleType | None = importlib.import_module("mpi_kernels._native")
-except ImportError:  # nothing compiled when it was installed
-    native = None
+from mpi_kernels.contract import Reading
+from mpi_kernels.extension import native
 
 SHARES = {
     0x6969: "nfs",

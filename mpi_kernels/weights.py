@@ -49,8 +49,8 @@ class Weights:
 
     def __init__(self, columns: list[np.ndarray], terms: dict[Key, Columns], dtype: np.dtype) -> None:
         self._columns = columns
-        self._terms = terms
-        self._sums = [_sum_dtype(dtype, w.dtype) for w in columns]
+        self.terms = terms
+        self._sums = [sum_dtype(dtype, w.dtype) for w in columns]
         self._norms = [_norm(w) if s.kind in "iu" else 0 for w, s in zip(columns, self._sums, strict=True)]
         fits = len(columns) * columns[0].size * 8 <= MATRIX_BYTES
         self._matrix = self._made(slice(None)) if fits else None
@@ -64,10 +64,10 @@ class Weights:
         for key, term in terms.items():
             if isinstance(term, Masks):
                 added = list(term.weights.reshape(len(term.weights), -1))
-                whole = _sum_dtype(dtype, term.weights.dtype)
+                whole = sum_dtype(dtype, term.weights.dtype)
             elif isinstance(term, Moments):
-                added = _moment_weights(term, header)
-                whole = _sum_dtype(dtype, added[0].dtype)
+                added = moment_weights(term, header)
+                whole = sum_dtype(dtype, added[0].dtype)
             else:
                 continue
             found[key] = Columns(len(columns), len(columns) + len(added), whole)
@@ -80,7 +80,7 @@ class Weights:
 
     def take(self, rows: np.ndarray, key: Key) -> np.ndarray:
         """Sums of one term, (rows, columns), from the accumulator."""
-        at = self._terms[key]
+        at = self.terms[key]
         return np.ascontiguousarray(rows[at.start : at.stop].view(at.dtype).T)
 
     def sums(self, strip: np.ndarray, tile: slice, *, finite: bool) -> np.ndarray:
@@ -125,7 +125,8 @@ class Weights:
         return np.stack([w[tile].astype(np.float64) for w in self._columns], axis=1)
 
 
-def _moment_weights(term: Moments, header: Header) -> list[np.ndarray]:
+def moment_weights(term: Moments, header: Header) -> list[np.ndarray]:
+    """Weights of total and first moments, (pixels,) each: 1, y and x where the mask counts."""
     mask = np.ones(header.det_shape, np.bool_) if term.mask is None else term.mask
     kind = np.uint16 if max(header.det_shape) <= 1 << 16 else np.uint32
     height, width = header.det_shape
@@ -133,10 +134,12 @@ def _moment_weights(term: Moments, header: Header) -> list[np.ndarray]:
     return [mask.reshape(-1), (y * mask).reshape(-1), (x * mask).reshape(-1)]
 
 
-def _sum_dtype(data: np.dtype, weights: np.dtype) -> np.dtype:
-    if data.kind == "f" or weights.kind == "f":
+def sum_dtype(data: np.dtype, weights: np.dtype | None = None) -> np.dtype:
+    """Dtype of sums of (weighted) pixels: 64-bit integers where both are integers, else float64."""
+    kinds = data.kind + ("" if weights is None else weights.kind)
+    if "f" in kinds:
         return np.dtype("float64")
-    return np.dtype("int64" if "i" in (data.kind, weights.kind) else "uint64")
+    return np.dtype("int64" if "i" in kinds else "uint64")
 
 
 def _norm(weights: np.ndarray) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from emflow.cli.options import configuration, interruptible, json_option, print_json
 from emflow.errors import printable
 from emflow.records import AcquisitionState
+from mpi_kernels.contract import ResultManifest
 
 FINISHED = (AcquisitionState.DONE, AcquisitionState.SUPERSEDED)
 """Where nothing is left to do."""
@@ -55,9 +57,18 @@ def run(ctx: click.Context, once: bool, as_json: bool) -> int:
 @click.option("-r", "--recipe", default="default", show_default=True, help="A recipe's name or TOML file.")
 @click.option("-n", "--ranks", default=1, show_default=True, type=click.IntRange(1, 4096), help="MPI ranks.")
 @click.option("--scan-shape", help="Rows and columns of the scan, such as 256,256, where the file does not say.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "gpu"]), help="Where to compute.")
+@click.option("--threads", default=0, type=click.IntRange(0, 1024), help="Of each rank; all cores if left out.")
 @json_option
 def reduce(
-    files: tuple[Path, ...], output: str | None, recipe: str, ranks: int, scan_shape: str | None, as_json: bool
+    files: tuple[Path, ...],
+    output: str | None,
+    recipe: str,
+    ranks: int,
+    scan_shape: str | None,
+    device: Literal["cpu", "gpu"],
+    threads: int,
+    as_json: bool,
 ) -> int:
     """Reduce files now with the same kernels, without a service or a configuration."""
     from rich.console import Console
@@ -65,17 +76,22 @@ def reduce(
     from emflow.direct import reduce_file
     from emflow.errors import EmflowError
     from emflow.recipes import load_recipe
+    from mpi_kernels.contract import Method
     from mpi_kernels.errors import KernelError
 
     targets = _targets(files, output)
     chosen = load_recipe(recipe, relative_to=Path.cwd())
-    shape = None if scan_shape is None else _shape(scan_shape)
+    facts: dict[str, Any] = {
+        "ranks": ranks,
+        "scan_shape": None if scan_shape is None else _shape(scan_shape),
+        "method": Method(device=device, threads=threads),
+    }
     console = Console(stderr=True, quiet=as_json or not sys.stderr.isatty())
     done, failed = [], []
     for path, target in zip(files, targets, strict=True):
         try:
             with interruptible(), console.status(f"reducing {printable(path.name)}"):
-                manifest = reduce_file(path, chosen, target, ranks=ranks, scan_shape=shape)
+                manifest = reduce_file(path, chosen, target, **facts)
         except (EmflowError, KernelError) as error:
             failed.append({"file": str(path), "error": str(error), "code": getattr(error, "code", "")})
             click.echo(f"emflow: {printable(str(error))}", err=True)
@@ -86,11 +102,16 @@ def reduce(
             click.echo(
                 f"{printable(str(path))} -> {printable(str(target))}  {frames}, "
                 f"{manifest.seconds['total']:.2f} s, {manifest.quality}"
-                + "".join(f"\n  {reason}" for reason in manifest.quality_reasons)
+                + "".join(f"\n  {reason}" for reason in (*manifest.quality_reasons, *_instead(manifest, device)))
             )
     if as_json:
         print_json({"done": done, "failed": failed})
     return 1 if failed else 0
+
+
+def _instead(manifest: ResultManifest, device: str) -> tuple[str, ...]:
+    """What was asked for and could not be had."""
+    return (f"on the CPU: {manifest.method.get('why', '')}",) if manifest.method.get("device") != device else ()
 
 
 def _targets(files: tuple[Path, ...], output: str | None) -> list[Path]:

@@ -9,7 +9,7 @@ from emflow.errors import ConfigError, NoSpace, SubmitError, Unavailable
 from emflow.records import Acquisition, AcquisitionState, Job, JobState, Resources
 from emflow.registry import target
 from emflow.steps.context import RETRY_S, Context, log
-from mpi_kernels.contract import JobSpec, SourceSpec
+from mpi_kernels.contract import JobSpec, Method, SourceSpec
 from mpi_kernels.errors import FormatError, printable
 
 
@@ -81,6 +81,11 @@ def _resources(context: Context) -> Resources:
     return Resources(ranks=scheduler.ranks, time_limit_s=scheduler.time_limit_s)
 
 
+def _method(context: Context) -> Method:
+    kernels = context.config.kernels
+    return Method(device=kernels.device, kernel=kernels.kernel, reading=kernels.reading, threads=kernels.threads)
+
+
 def _spec(context: Context, acquisition: Acquisition, job: Job) -> JobSpec:
     watched = context.watches.get(acquisition.share)
     if watched is None:
@@ -101,6 +106,7 @@ def _spec(context: Context, acquisition: Acquisition, job: Job) -> JobSpec:
             path=kept.transfer.path, format=target("formats", acquisition.format), digest=acquisition.digest
         ),
         ranks=context.config.scheduler.ranks,
+        method=_method(context),
         attributes={"share": acquisition.share, "path": acquisition.name},
         scheduler=job.scheduler,
         planned_ns=job.planned_ns,

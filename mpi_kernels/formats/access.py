@@ -144,8 +144,8 @@ def check_caps(path: str, frames: int, frame_bytes: int) -> None:
         )
 
 
-def expect_size(path: str, size: int, start: int, frame_bytes: int, frames: int) -> None:
-    """Hold a file against the exact size ``start + frames * frame_bytes``.
+def expect_size(path: str, size: int, start: int, frame_bytes: int, frames: int, *, growing: bool = False) -> None:
+    """Hold a file against the exact size ``start + frames * frame_bytes``; one that is ``growing`` may have less.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def expect_size(path: str, size: int, start: int, frame_bytes: int, frames: int)
         More bytes than frames: the header and the file do not belong together.
     """
     wanted = start + frames * frame_bytes
-    if size < wanted:
+    if size < wanted and not growing:
         whole = max(0, size - start) // frame_bytes
         raise Incomplete(
             f"{whole} of {frames} frames are there ({size} of {wanted} bytes)",

@@ -67,10 +67,22 @@ class Empad:
 
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
-        return LayoutSource(_probe(path), Layout(files=(path,), payload=PAYLOAD, tail=TAIL, dtype="<f4"))
+        return _open(path, _probe(path))
+
+    def probe_growing(self, path: str) -> Header:
+        """Read the XML; the size may still be less."""
+        return _probe(path, growing=True)
+
+    def open_growing(self, path: str) -> Source:
+        """Open it while it is written, frame after frame."""
+        return _open(path, _probe(path, growing=True))
 
 
-def _probe(path: str) -> Header:
+def _open(path: str, header: Header) -> Source:
+    return LayoutSource(header, Layout(files=(path,), payload=PAYLOAD, tail=TAIL, dtype="<f4"))
+
+
+def _probe(path: str, *, growing: bool = False) -> Header:
     if not path.lower().endswith(".raw"):
         raise NotThisFormat("EMPAD data end in .raw", path=path)
     size = size_of(path)
@@ -85,7 +97,7 @@ def _probe(path: str) -> Header:
         raise NotThisFormat("no XML describes it, and its size is not that of EMPAD frames", path=path)
     frames = math.prod(found.scan_shape)
     check_caps(found.path, frames, PAYLOAD + TAIL)
-    expect_size(path, size, 0, PAYLOAD + TAIL, frames)
+    expect_size(path, size, 0, PAYLOAD + TAIL, frames, growing=growing)
     kind: Kind = kind_of(found.scan_shape)
     return Header(
         format="empad",

@@ -62,20 +62,37 @@ class Npy:
 
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
-        header, array = _probe(path)
-        if array.fortran:
-            return FortranSource(header, path, array.start, array.dtype)
-        return c_order(header, path, array.start, array.dtype)
+        return _open(path, *_probe(path))
+
+    def probe_growing(self, path: str) -> Header:
+        """Read the array's header; the size may still be less."""
+        return _grows(*_probe(path, growing=True), path)[0]
+
+    def open_growing(self, path: str) -> Source:
+        """Open it while it is written, frame after frame."""
+        return _open(path, *_grows(*_probe(path, growing=True), path))
 
 
-def _probe(path: str) -> tuple[Header, _Array]:
+def _open(path: str, header: Header, array: _Array) -> Source:
+    if array.fortran:
+        return FortranSource(header, path, array.start, array.dtype)
+    return c_order(header, path, array.start, array.dtype)
+
+
+def _grows(header: Header, array: _Array, path: str) -> tuple[Header, _Array]:
+    if array.fortran:
+        raise Incomplete("in Fortran order no frame is whole before the last byte", path=path, next_step="wait")
+    return header, array
+
+
+def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Array]:
     size = size_of(path)
     array = _array(path)
     kind, scan_shape, det_shape = split_shape(array.shape, path)
     frames = int(np.prod(scan_shape, dtype=object)) if scan_shape else 1
     frame_bytes = array.dtype.itemsize * det_shape[0] * det_shape[1]
     check_caps(path, frames, frame_bytes)
-    expect_size(path, size, array.start, frame_bytes, frames)
+    expect_size(path, size, array.start, frame_bytes, frames, growing=growing)
     members = [member(path, ".npy")]
     described = nion.Facts(metadata={})
     beside = sibling(path, ".json")

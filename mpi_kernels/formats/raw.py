@@ -49,13 +49,30 @@ class Raw:
 
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
-        header, layout = _probe(path)
-        if layout.fortran:
-            return FortranSource(header, path, layout.offset, layout.dtype)
-        return c_order(header, path, layout.offset, layout.dtype)
+        return _open(path, *_probe(path))
+
+    def probe_growing(self, path: str) -> Header:
+        """Read the sidecar; the size may still be less."""
+        return _grows(*_probe(path, growing=True), path)[0]
+
+    def open_growing(self, path: str) -> Source:
+        """Open it while it is written, frame after frame."""
+        return _open(path, *_grows(*_probe(path, growing=True), path))
 
 
-def _probe(path: str) -> tuple[Header, _Layout]:
+def _open(path: str, header: Header, layout: _Layout) -> Source:
+    if layout.fortran:
+        return FortranSource(header, path, layout.offset, layout.dtype)
+    return c_order(header, path, layout.offset, layout.dtype)
+
+
+def _grows(header: Header, layout: _Layout, path: str) -> tuple[Header, _Layout]:
+    if layout.fortran:
+        raise Incomplete("in Fortran order no frame is whole before the last byte", path=path, next_step="wait")
+    return header, layout
+
+
+def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Layout]:
     suffix = next((s for s in Raw.suffixes if path.lower().endswith(s)), None)
     if suffix is None:
         raise NotThisFormat(f"raw data end in {', '.join(Raw.suffixes)}", path=path)
@@ -64,7 +81,7 @@ def _probe(path: str) -> tuple[Header, _Layout]:
     kind, scan_shape, det_shape = split_shape(layout.shape, layout.sidecar)
     frames, frame_bytes = math.prod(scan_shape), layout.dtype.itemsize * math.prod(det_shape)
     check_caps(layout.sidecar, frames, frame_bytes)
-    expect_size(path, size, layout.offset, frame_bytes, frames)
+    expect_size(path, size, layout.offset, frame_bytes, frames, growing=growing)
     described = nion.facts(layout.extra, layout.shape, layout.sidecar)
     header = Header(
         format="raw",

@@ -22,7 +22,7 @@ DTYPES = ["uint8", "uint16", "int32", "uint32", "float32", "float64"]
 
 
 class Memory:
-    align = 1
+    align, layout = 1, None
 
     def __init__(self, kind: str, dtype: str) -> None:
         shape = SHAPES[kind]

@@ -22,7 +22,7 @@ from mpi_kernels.protocols import Source
 
 
 class FaultySource:
-    align = 1
+    align, layout = 1, None
 
     def __init__(self, path: str) -> None:
         self._path, self._fault = path, json.loads(Path(path).read_text())

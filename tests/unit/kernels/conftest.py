@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 
 from mpi_kernels import engine, plan
 from mpi_kernels.contract import Axis, Header, Orientation, Recipe, ReductionSpec
-from mpi_kernels.ranks import Merge, Ranks
+from mpi_kernels.ranks import Merge, Ranks, add_pairs
 
 USE = {
     "virtual_image": "mpi_kernels.reductions.virtual_image:VirtualImage",
@@ -26,6 +27,8 @@ USE = {
 
 class Memory:
     """An array as a source: a whole implementation of the protocol."""
+
+    layout = None
 
     def __init__(self, data: np.ndarray, kind: str, align: int = 1, **facts: Any) -> None:
         self._frames = data.reshape(-1, *data.shape[-2:])
@@ -70,6 +73,13 @@ class Threads(Ranks):
         stacked = np.stack(self._all(array))
         merged = {"sum": stacked.sum(axis=0, dtype=array.dtype), "max": stacked.max(axis=0), "min": stacked.min(axis=0)}
         return None if self.rank else merged[how]
+
+    def reduce_pairs(self, pairs: np.ndarray) -> np.ndarray | None:
+        merged = functools.reduce(add_pairs, (p.reshape(2, -1) for p in self._all(pairs)))
+        return None if self.rank else merged.reshape(pairs.shape)
+
+    def on_node(self) -> int:
+        return self.size
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray | None:
         joined = np.concatenate(self._all(rows))

@@ -42,6 +42,7 @@ def fused(data: np.ndarray, *terms: object, step: int = 3) -> list[np.ndarray]:
         found.add(data[start : start + step], start)
     merged = found.merge(Ranks())
     assert merged is not None
+    merged |= found.rows(len(data))
     return [merged[key(t)] for t in terms]
 
 

@@ -22,11 +22,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpi_kernels.contract import Header
+from mpi_kernels.contract import Header, Reading
 from mpi_kernels.errors import MissingData
 from mpi_kernels.feed import Feed
 from mpi_kernels.formats.plan import LayoutSource
-from mpi_kernels.layout import Layout, Reading
+from mpi_kernels.layout import Layout
 from mpi_kernels.storage import choose
 
 pytest.importorskip("mpi_kernels._native", reason="the extension is not built: pip install -e . (needs cc)")
@@ -378,7 +378,7 @@ def test_an_error_of_the_disk_is_told_in_its_words(reading: Reading) -> None:
 CUT = """
 import os, sys, threading, time
 import numpy as np
-from mpi_kernels.contract import Header
+from mpi_kernels.contract import Header, Reading
 from mpi_kernels.errors import MissingData
 from mpi_kernels.feed import Feed
 from mpi_kernels.layout import Layout
@@ -430,7 +430,7 @@ def test_a_file_that_is_cut_off_while_it_is_mapped(tmp_path: Path, keep: int) ->
 FAULT = """
 import mmap, os, sys, faulthandler
 import numpy as np
-from mpi_kernels.contract import Header
+from mpi_kernels.contract import Header, Reading
 from mpi_kernels.feed import Feed
 from mpi_kernels.layout import Layout
 path = sys.argv[1]
@@ -645,31 +645,6 @@ def test_what_is_cached_is_mapped_and_what_is_not_is_read_past_the_cache(tmp_pat
     assert reading == "direct"
     np.testing.assert_array_equal(read(layout, frames, 0, 500), frames)
     assert choose(["/nowhere"], compressed=False)[0] == "read"
-
-
-def test_a_view_costs_no_copy_and_is_refused_where_there_is_none(tmp_path: Path) -> None:
-    frames = counts(300, (64, 64), "<u2")
-    layout = write(tmp_path, frames, Form(first=6))
-    feed = Feed(header(frames), layout, reading="mmap")
-    seen = feed.view(7, 290)
-    feed.close()
-    assert seen is not None
-    assert not seen.flags.writeable
-    assert not seen.flags.owndata
-    np.testing.assert_array_equal(seen, frames[7:290])
-    for other in (
-        replace(layout, first=5),
-        replace(layout, dtype=">u2"),
-        replace(layout, tail=1),
-        replace(layout, flag=3),
-        replace(layout, offsets=np.arange(300) * 8192),
-    ):
-        assert Feed(header(frames), other, reading="mmap").view(7, 290) is None
-    assert Feed(header(frames), layout, reading="read").view(7, 290) is None
-    os.truncate(layout.files[0], 6 + 200 * 8192)
-    with pytest.raises(MissingData) as caught:
-        Feed(header(frames), layout, reading="mmap").view(7, 290)
-    assert caught.value.frame == 200
 
 
 def test_what_it_can_not_read_it_says_beforehand(tmp_path: Path) -> None:

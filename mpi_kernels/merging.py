@@ -1,0 +1,100 @@
+"""From the ranks' parts to whole arrays on rank 0, and from those to what the reductions deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mpi_kernels.contract import Scalar
+from mpi_kernels.errors import KernelError
+from mpi_kernels.plan import Plan, Step, output_shape
+from mpi_kernels.protocols import Output, Reduction
+from mpi_kernels.ranks import Ranks
+
+Range = tuple[int, int]
+"""Frames ``start:stop`` of the scan."""
+
+
+def joined(ranges: Sequence[Range]) -> list[Range]:
+    """Ranges in the same order, those that follow one another as one."""
+    found: list[Range] = []
+    for start, stop in ranges:
+        if start == stop:
+            continue
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], stop)
+        else:
+            found.append((start, stop))
+    return found
+
+
+def places(ranks: Ranks, ranges: Sequence[Range]) -> list[Range] | None:
+    """Which frames the rows of all ranks are, in rank order, on rank 0; None elsewhere."""
+    told = ranks.gather_json([list(r) for r in joined(ranges)])
+    return None if told is None else joined([(int(a), int(b)) for ranges in told for a, b in ranges])
+
+
+def gather(ranks: Ranks, rows: np.ndarray, where: Sequence[Range] | None, frames: int) -> np.ndarray | None:
+    """Rows of all ranks in scan order, (frames, ...), on rank 0; zeros for frames that nobody has seen."""
+    found = ranks.gather_rows(rows)
+    if found is None or where is None or where == [(0, frames)]:
+        return found
+    whole = np.zeros((frames, *found.shape[1:]), found.dtype)
+    at = 0
+    for start, stop in where:
+        whole[start:stop] = found[at : at + stop - start]
+        at += stop - start
+    return whole
+
+
+def covered(where: Sequence[Range], frames: int) -> np.ndarray:
+    """Which frames were seen, (frames,) bool."""
+    mask = np.zeros(frames, np.bool_)
+    for start, stop in where:
+        mask[start:stop] = True
+    return mask
+
+
+def accumulators(step: Step, rows: int) -> dict[str, np.ndarray]:
+    """What a reduction without terms fills: rows for maps over the scan, one array for those over the frame."""
+    if type(step.reduction).reduce is Reduction.reduce:
+        raise KernelError(f"{step.spec.use}: a reduction needs terms or a reduce method")
+    return {
+        name: np.zeros((rows, *o.shape), o.dtype) if o.over == "scan" else np.full(o.shape, _identity(o), o.dtype)
+        for name, o in step.outputs.items()
+    }
+
+
+def _identity(output: Output) -> int | float:
+    """The value that a merge starts from."""
+    dtype = np.dtype(output.dtype)
+    if output.merge == "sum":
+        return 0
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return int(limits.min if output.merge == "max" else limits.max)
+    return -np.inf if output.merge == "max" else np.inf
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The same array, not to be written: other reductions share it."""
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+def end(step: Step, parts: Mapping[str, np.ndarray], plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
+    """Finish one reduction, and hold it to what it declared."""
+    if not step.terms:
+        parts = {n: a.reshape(output_shape(step.outputs[n], plan.header)) for n, a in parts.items()}
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # NaN in the data are NaN in the maps
+        arrays, scalars = step.reduction.end(parts, plan.header)
+    name = step.spec.name
+    if set(arrays) != set(step.outputs):
+        raise KernelError(f"{name}: declared {sorted(step.outputs)}, but end() returned {sorted(arrays)}")
+    for n, output in step.outputs.items():
+        want = output_shape(output, plan.header), np.dtype(output.dtype)
+        if (arrays[n].shape, arrays[n].dtype) != want:
+            raise KernelError(f"{name}/{n}: declared {want}, but end() returned {(arrays[n].shape, arrays[n].dtype)}")
+    return dict(arrays), dict(scalars)

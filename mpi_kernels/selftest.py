@@ -1,0 +1,171 @@
+"""``python -m mpi_kernels --selftest``: known frames on every path that this machine has, against known answers.
+
+No path is compared with another one: the answers come from how the frames were made (`mpi_kernels.exact`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from mpi_kernels import plan
+from mpi_kernels.compiled import PIXELS
+from mpi_kernels.contract import Header, Kernel, Method, Reading, Recipe, ReductionSpec
+from mpi_kernels.engine import Reduced, reduce
+from mpi_kernels.errors import KernelError
+from mpi_kernels.exact import ExactScan, disc
+from mpi_kernels.extension import native
+from mpi_kernels.formats.npy import Npy
+from mpi_kernels.protocols import Labels, Masks, Max, Moments, Output, Reduction, Sum, SumSq, Term
+from mpi_kernels.ranks import Ranks
+from mpi_kernels.weights import sum_dtype
+
+SCAN, DET = (7, 9), (21, 18)
+"""Neither square nor a multiple of anything that kernels work in."""
+
+STORED = ("|u1", "<u2", ">u2", "<i2", "<u4", ">u4", "<f4", ">f4", "<f8", "<i4")
+QUADRANTS = np.add.outer(2 * (np.arange(DET[0]) >= 8), np.arange(DET[1]) >= 11).astype(np.int32)
+DISC = disc(DET, (9.0, 8.0), 6.0)
+WEIGHTS = np.random.default_rng(1).integers(-90, 90, (2, *DET)).astype(np.int16)
+
+
+class Everything(Reduction):
+    """All terms as they are."""
+
+    def outputs(self, header: Header) -> Mapping[str, Output]:
+        """One output for each term."""
+        dtype = np.dtype(header.dtype)
+        whole, signed = sum_dtype(dtype).name, sum_dtype(dtype, WEIGHTS.dtype).name
+        squares = Output(over="frame", shape=(2, *DET), dtype="uint64")
+        return {
+            "sum": Output(over="frame", shape=DET, dtype=whole),
+            "squares": squares if dtype.kind in "iu" else Output(over="frame", shape=DET),
+            "max": Output(over="frame", shape=DET, dtype=header.dtype),
+            "disc": Output(over="scan", shape=(1,), dtype=whole),
+            "weighted": Output(over="scan", shape=(2,), dtype=signed),
+            "quadrants": Output(over="scan", shape=(4,), dtype=whole),
+            "moments": Output(over="scan", shape=(3,), dtype=whole),
+        }
+
+    def terms(self, header: Header) -> Mapping[str, Term]:  # noqa: ARG002
+        """One of each kind."""
+        return {
+            "sum": Sum(),
+            "squares": SumSq(),
+            "max": Max(),
+            "disc": Masks(DISC[None]),
+            "weighted": Masks(WEIGHTS),
+            "quadrants": Labels(QUADRANTS, 4),
+            "moments": Moments(),
+        }
+
+
+RECIPE = Recipe(name="selftest", reductions=(ReductionSpec(use="mpi_kernels.selftest:Everything", name="all"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to compute: what is stored, and how it is read and reduced."""
+
+    stored: str
+    method: Method
+
+    def __str__(self) -> str:
+        m = self.method
+        return f"{self.stored} {m.device} {m.kernel} {m.reading} {m.threads} threads"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A path, what it took, and what was wrong; None if nothing was."""
+
+    path: str
+    seconds: float
+    wrong: str | None
+    used: dict[str, str | int]
+
+
+def ways() -> Iterator[Way]:
+    """Every way that this machine has."""
+    kernels: list[Kernel] = ["numpy"]
+    if native is not None:
+        kernels += [k for k in get_args(Kernel) if k in native.kernels()]
+    readings: list[Reading] = ["source", "mmap", "read", "direct"]
+    for stored, kernel, reading, threads in itertools.product(STORED, kernels, readings, (1, 2)):
+        known = np.dtype(stored).name in PIXELS
+        if (known or kernel == "numpy") and (kernel != "numpy" or threads == 1):
+            yield Way(stored, Method(kernel=kernel, reading=reading, threads=threads))
+
+
+def run(ranks: Ranks) -> list[Checked]:
+    """Try all paths; every rank calls it, and rank 0 gets what was found."""
+    with tempfile.TemporaryDirectory(prefix="emflow-selftest-") as name:
+        folder = ranks.broadcast(name.encode() if ranks.rank == 0 else None).decode()
+        files = {}
+        for i, stored in enumerate(STORED):
+            files[stored] = Path(folder) / f"{i}.npy"
+            if ranks.rank == 0:
+                scan = _scan(stored)
+                np.save(files[stored], scan.frames(0, scan.count).reshape(*SCAN, *DET).astype(stored))
+        ranks.broadcast(b"" if ranks.rank == 0 else None)  # the files are there
+        found = [_try(way, files[way.stored], ranks) for way in ways()]
+        ranks.broadcast(b"" if ranks.rank == 0 else None)  # nobody reads them any more
+    return [checked for checked in found if checked is not None]
+
+
+def _scan(stored: str) -> ExactScan:
+    return ExactScan(SCAN, DET, np.dtype(stored).newbyteorder("=").name, seed=2, empty_every=11)
+
+
+def _try(way: Way, file: Path, ranks: Ranks) -> Checked | None:
+    before = time.perf_counter()
+    reduced: Reduced | None = None
+    wrong: str | None = None
+    try:
+        source = Npy().open(str(file))
+        try:
+            reduced = reduce(plan.make(RECIPE, source.header), source, ranks, method=way.method, block_bytes=4096)
+        finally:
+            source.close()
+    except KernelError as error:
+        if ranks.size > 1:  # the others are in the middle of something
+            raise
+        wrong = str(error)
+    if ranks.rank:
+        return None
+    if reduced is not None:
+        wrong = _compare(_scan(way.stored), reduced)
+    used = reduced.method if reduced is not None else {}
+    return Checked(str(way), round(time.perf_counter() - before, 6), wrong, used)
+
+
+def _compare(scan: ExactScan, reduced: Reduced) -> str | None:
+    """What differs from the answers, in plain words.  All sums are small enough to be exact in float64 too."""
+    found = reduced.arrays["all"]
+    frames = scan.frames(0, scan.count).astype(np.int64)
+    y, x = np.indices(DET)
+    squares = found["squares"]
+    wanted = {
+        "sum": scan.sum_frame(),
+        "max": frames.max(axis=0),
+        "disc": scan.virtual(DISC)[:, None],
+        "weighted": np.stack([scan.virtual(w) for w in WEIGHTS], axis=1),
+        "quadrants": np.stack([scan.virtual(k == QUADRANTS) for k in range(4)], axis=1),
+        "moments": np.stack([scan.totals(), scan.virtual(y), scan.virtual(x)], axis=1),
+        "squares": (frames * frames).sum(axis=0),
+    }
+    got = found | {"squares": squares[0] * 2**32 + squares[1] if squares.dtype.kind == "u" else squares}
+    for name, want in wanted.items():
+        if not np.array_equal(got[name].reshape(want.shape), want):
+            return f"{name} is {got[name].ravel()[:3]} ... instead of {want.ravel()[:3]} ..."
+    empty = int((scan.gains() == 0).sum())
+    if reduced.quality.empty_frames != empty:
+        return f"{reduced.quality.empty_frames} frames are empty instead of {empty}"
+    return None
