@@ -58,6 +58,26 @@ def test_a_whole_experiment(lab) -> None:
     assert "has ended: target" in again.stderr
 
 
+def test_the_truth_is_nowhere_that_the_agent_can_look(make_lab) -> None:
+    """Not in what the microscope's server replies, nor in any file but those of the simulator itself."""
+    lab = make_lab(parameters="hidden = { C10_nm = 123.271828, C12a_nm = -98.7271828, C12b_nm = 45.6271828 }")
+    lab.microscope()
+    lab.service()
+    agent = lab.agent("-p", "results=2", "--json")
+    assert agent.wait() == 0, agent.text()
+    with lab.client() as client:
+        told = [client.status(), client.limits(), client.events(0)]
+        told += [client.receipt(c.id) for d in lab.decisions() for c in d.commands]
+        lease = client.take_lease()
+        told += [lease, client.renew(lease.epoch), client.stop("end"), client.release("end")]
+    assert "271828" not in repr(told)
+    own, settings = lab.folder / "microscope-state" / "backend", lab.folder / "microscope.toml"
+    files = [p for p in lab.folder.rglob("*") if p.is_file() and p != settings and own not in p.parents]
+    assert {"result.h5", "log.jsonl", "answers.jsonl"} <= {p.name for p in files}
+    assert [p for p in files if b"271828" in p.read_bytes()] == []
+    assert b"271828" in (own / "column.json").read_bytes()
+
+
 def rewritten(lab, change) -> None:
     """The log with other records, its digests right again."""
     folder = lab.experiment()
