@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from emflow.agent.records import Received
+from emflow.microscope.protocol import Mode
 
 EXPERIMENT = "e0123456789ab"
 AGENT = ("agent", "--policy", "stepping:Stepping", "-p", "results=2", "--mode", "auto", "--experiment", EXPERIMENT)
@@ -141,6 +142,32 @@ def test_the_microscopes_server_is_killed_in_a_scan(make_lab) -> None:
     assert [d.by for d in decided] == ["policy", "recovery", "policy", "policy"]
     assert decided[1].decision.reason.startswith(f"after {EXPERIMENT}-0000-00 unknown")
     assert all(count == 1 for count in Counter(lab.began()).values())
+    assert "all the same" in lab.emflow("replay", EXPERIMENT).stdout
+
+
+@pytest.mark.parametrize(
+    ("lost", "by"), [("finish", ["policy"] * 3), ("abort", ["policy", "recovery", "policy", "policy"])]
+)
+def test_the_agent_sleeps_longer_than_its_lease(make_lab, lost: str, by: list[str]) -> None:
+    """As behind a cut network: the scan ends as set, the beam is blanked, and the agent goes on under a new epoch."""
+    lab = make_lab(time_scale=1.0)
+    settings = lab.folder / "microscope.toml"
+    settings.write_text(settings.read_text().replace("[backend]", f'on_lease_lost = "{lost}"\n\n[backend]', 1))
+    lab.microscope()
+    lab.service()
+    agent = lab.agent("-p", "results=2", "-p", "exposure_us=200000", "--json")  # 16 frames: 3.2 s, the lease 2 s
+    lab.until(lambda: len(lab.began()) == 1, agent)
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        with lab.client() as client:
+            lab.until(lambda: client.status().mode is Mode.HOLD and client.status().blanked)
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+    assert agent.wait() == 0, agent.text()
+    answers = (lab.folder / "microscope-state" / "answers.jsonl").read_text().splitlines()
+    assert [one["epoch"] for one in map(json.loads, answers) if one["line"] == "epoch"] == [1, 2]
+    assert [d.by for d in lab.decisions()] == by
+    assert lab.began() == [c.id for d in lab.decisions() for c in d.commands]
     assert "all the same" in lab.emflow("replay", EXPERIMENT).stdout
 
 
