@@ -113,7 +113,7 @@ class _Visit:
             if not step.terms:
                 arrays = self.own[step.spec.name]
                 out = {n: a[rows] if step.outputs[n].over == "scan" else a for n, a in arrays.items()}
-                step.reduction.reduce(Block(frames, start), out)
+                step.reduction.reduce(Block(frames, start, self.plan.header), out)
 
 
 def _accumulators(step: Step, rows: int) -> dict[str, np.ndarray]:

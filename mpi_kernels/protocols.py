@@ -51,10 +51,13 @@ class Block:
         Oriented, in the header's dtype.  Read-only: the buffer is shared by all reductions of the recipe.
     start : int
         Index of the first frame in scan order.
+    header : Header
+        Oriented, as the other methods get it: the scan's shape turns an index into a position.
     """
 
     frames: np.ndarray
     start: int
+    header: Header
 
 
 class Source(Protocol):
