@@ -120,6 +120,15 @@ def test_a_mask_belongs_to_the_folder_of_its_recipe(tmp_path, monkeypatch, writt
     assert spec.parameters["file"] == str(tmp_path / meant)
 
 
+def test_positions_belong_to_the_folder_of_their_recipe(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    text = 'name = "r"\n[[reduction]]\nuse = "USE"\nname = "p"\nparameters = { file = "grain.npy" }\n'
+    for use in ("pacbed", "mpi_kernels.reductions.pacbed:Pacbed"):
+        (tmp_path / "recipes" / "r.toml").write_text(text.replace("USE", use))
+        [spec] = load_recipe("recipes/r.toml", relative_to=tmp_path).reductions
+        assert spec.parameters == {"file": str(tmp_path / "recipes" / "grain.npy")}
+
+
 def test_the_known_parameters_are_listed_once(tmp_path):
     (tmp_path / "r.toml").write_text(MASK.replace("file =", "fiel ="))
     with pytest.raises(ConfigError) as caught:

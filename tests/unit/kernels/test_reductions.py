@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from mpi_kernels.contract import Axis
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.reductions.centre_of_mass import phase
+from mpi_kernels.reductions.fields import phase
 
 MRAD = (Axis(name="qy", scale=0.5, offset=-4, unit="mrad"), Axis(name="qx", scale=0.5, offset=-4, unit="mrad"))
 
