@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from mpi_kernels import electrons
 from mpi_kernels.contract import Scalar
 from mpi_kernels.errors import KernelError
 from mpi_kernels.fused import Fused, Quality
 from mpi_kernels.plan import Plan, Step, oriented, output_shape
-from mpi_kernels.protocols import Block, Output, Reduction, Source
+from mpi_kernels.protocols import Block, Events, Output, Reduction, Source
 from mpi_kernels.ranks import Ranks
+from mpi_kernels.sampling import settled
 from mpi_kernels.terms import Key, key
 
 CHUNK_BYTES = 64 << 20
@@ -25,12 +27,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Reduced:
-    """What rank 0 holds after the merge: arrays and scalars by reduction, and what the frames were like."""
+    """What rank 0 holds after the merge: arrays, scalars and events by reduction, and what the frames were like."""
 
     arrays: dict[str, dict[str, np.ndarray]]
     scalars: dict[str, dict[str, Scalar]]
     quality: Quality
     seconds: dict[str, float] = field(default_factory=dict)
+    events: dict[str, Events] = field(default_factory=dict)
 
 
 def block_frames(frame_bytes: int, align: int, block_bytes: int) -> int:
@@ -51,13 +54,16 @@ def reduce(
     KernelError
         What the source or a reduction raises.
     """
+    plan = settled(plan, source, ranks)
     share = ranks.share(plan.header.frames, source.align)
     fused = Fused((t for s in plan.steps for t in s.terms.values()), plan.header, share[1] - share[0])
     own = {s.spec.name: _accumulators(s, share[1] - share[0]) for s in plan.steps if not s.terms}
-    seconds = _Visit(plan, fused, own).read(source, share, block_bytes, progress)
+    kept: dict[str, list[Events]] = {s.spec.name: [] for s in plan.steps if s.reduction.sparse}
+    seconds = _Visit(plan, fused, own, kept).read(source, share, block_bytes, progress)
     before = time.perf_counter()
     merged = fused.merge(ranks)
     arrays = {s.spec.name: _merged(s, own[s.spec.name], ranks) for s in plan.steps if not s.terms}
+    events = {name: electrons.collected(parts, share, ranks) for name, parts in kept.items()}
     seconds["merge"] = time.perf_counter() - before
     reports = ranks.gather_json({"seconds": seconds, "quality": asdict(fused.quality)})
     if reports is None or merged is None:
@@ -66,7 +72,7 @@ def reduce(
     for report in reports:
         quality.add(report["quality"])
     slowest = {k: max(r["seconds"][k] for r in reports) for k in seconds}
-    found = Reduced({}, {}, quality, slowest)
+    found = Reduced({}, {}, quality, slowest, {n: e for n, e in events.items() if e is not None})
     for step in plan.steps:
         name = step.spec.name
         parts = arrays[name] if not step.terms else {k: _shaped(merged, step, k, plan) for k in step.terms}
@@ -82,6 +88,7 @@ class _Visit:
     plan: Plan
     fused: Fused
     own: Mapping[str, Mapping[str, np.ndarray]]
+    kept: Mapping[str, list[Events]]
 
     def read(
         self, source: Source, share: tuple[int, int], block_bytes: int, progress: Progress | None
@@ -113,7 +120,9 @@ class _Visit:
             if not step.terms:
                 arrays = self.own[step.spec.name]
                 out = {n: a[rows] if step.outputs[n].over == "scan" else a for n, a in arrays.items()}
-                step.reduction.reduce(Block(frames, start, self.plan.header), out)
+                events = step.reduction.reduce(Block(frames, start, self.plan.header), out)
+                if events is not None:
+                    self.kept[step.spec.name].append(events)
 
 
 def _accumulators(step: Step, rows: int) -> dict[str, np.ndarray]:

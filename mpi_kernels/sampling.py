@@ -1,0 +1,40 @@
+"""Frames that reductions see before the pass, to settle what depends on the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mpi_kernels.plan import Plan, oriented
+from mpi_kernels.protocols import Source
+from mpi_kernels.ranks import Ranks
+
+
+def settled(plan: Plan, source: Source, ranks: Ranks) -> Plan:
+    """A plan whose reductions have seen the frames they asked for; every rank calls it, and gets the same.
+
+    Rank 0 reads the frames, spread evenly over the scan with the first among them, and the others get its bytes: two
+    nodes that see different files must not count by different thresholds.
+    """
+    steps = list(plan.steps)
+    for i, step in enumerate(steps):
+        count = min(step.reduction.samples(plan.header), plan.header.frames)
+        if count:
+            frames = _frames(plan, source, ranks, count)
+            steps[i] = replace(step, reduction=step.reduction.settled(frames, plan.header))
+    return replace(plan, steps=tuple(steps))
+
+
+def _frames(plan: Plan, source: Source, ranks: Ranks, count: int) -> np.ndarray:
+    """(count, det_y, det_x), oriented and read-only, in the plan's dtype."""
+    shape, dtype = source.header.det_shape, np.dtype(source.header.dtype)
+    data = None
+    if not ranks.rank:
+        buffer = np.empty((count, *shape), dtype)
+        for i in range(count):
+            at = i * plan.header.frames // count
+            source.frames(at, at + 1, buffer[i : i + 1])
+        data = buffer.tobytes()
+    raw = np.frombuffer(ranks.broadcast(data), dtype).reshape(count, *shape)
+    return oriented(raw.view(plan.header.dtype), plan.recipe.orientation)
