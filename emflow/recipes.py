@@ -22,7 +22,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 _FOLDER = "recipes_builtin"
 
-_FILES = {"pacbed": "file", "virtual_image": "file"}
+_FILES = {"count_electrons": "dark", "pacbed": "file", "virtual_image": "file"}
 """The parameter of a reduction that is a path."""
 
 
