@@ -164,6 +164,9 @@ class SumSq:
     """Sum of squares of all frames: exact ``(2, det_y, det_x)`` uint64 ``[high, low]`` words of 32 bits for integers
     (value = high * 2**32 + low), else (det_y, det_x) float64."""  # noqa: D205, D209
 
+    shift: np.ndarray | None = None
+    """(det_y, det_x) float64, finite: floats are squared less this, so that a pedestal does not cost their digits."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Max:

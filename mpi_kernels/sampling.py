@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mpi_kernels import terms
 from mpi_kernels.plan import Plan, oriented
 from mpi_kernels.protocols import Source
 from mpi_kernels.ranks import Ranks
@@ -22,7 +23,10 @@ def settled(plan: Plan, source: Source, ranks: Ranks) -> Plan:
         count = min(step.reduction.samples(plan.header), plan.header.frames)
         if count:
             frames = _frames(plan, source, ranks, count)
-            steps[i] = replace(step, reduction=step.reduction.settled(frames, plan.header))
+            reduction = step.reduction.settled(frames, plan.header)
+            wanted = dict(reduction.terms(plan.header))
+            terms.check(step.spec.name, wanted, plan.header)
+            steps[i] = replace(step, reduction=reduction, terms=wanted)
     return replace(plan, steps=tuple(steps))
 
 

@@ -135,6 +135,26 @@ def test_variance_of_integers_does_not_cancel(kernel: SimpleNamespace, data: np.
         assert found["sum"][index] == sum(values)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("blank", [None, 0, 1])
+def test_a_pedestal_does_not_cost_the_variance_of_floats(
+    kernel: SimpleNamespace, dtype: str, ranks: int, blank: int | None
+) -> None:
+    """At a mean of 1e6 and a sigma of 1 squares need 12 digits before the first that counts."""
+    data = np.random.default_rng(8).normal(1e6, 1.0, (300, 5, 6)).astype(dtype)
+    if blank is not None:
+        data[blank * 100] = 0 if blank else np.nan  # a sampled frame
+        data[blank * 100, 0, 0] = 1e6
+    found = kernel.reduce(data, kernel.spec("pattern"), kind="stack", ranks=ranks, block_bytes=1200)
+    values = data.astype(np.longdouble)
+    want = np.square(values - values.mean(axis=0)).mean(axis=0)
+    rest = np.isfinite(want)
+    np.testing.assert_allclose(found.arrays["pattern"]["variance"][rest], want[rest].astype(float), rtol=1e-8)
+    assert np.isnan(found.arrays["pattern"]["variance"][~rest]).all()
+    assert rest.any()
+
+
 def test_centre_of_mass_by_its_definition(kernel: SimpleNamespace) -> None:
     data = np.random.default_rng(3).integers(0, 5000, (3, 4, 7, 9)).astype(np.uint16)
     data[1, 2] = 0
