@@ -78,15 +78,15 @@ def scales(header: Header, voltage_kv: float | None = None) -> Scales:
     lengths = [LENGTHS.get(a.unit, 0.0) * a.scale for a in header.scan_axes]
     if not all(lengths):
         return Scales(missing=f"the scan is in {header.scan_axes[0].unit or 'steps'}, which is no length")
-    volts = _volts(header, voltage_kv)
-    found = [_gradient(axis, volts) for axis in header.det_axes]
+    known = volts(header, voltage_kv)
+    found = [_gradient(axis, known) for axis in header.det_axes]
     if not all(found):
         angles = any(geometry.UNITS.get(a.unit, ("",))[0] == "angle" for a in header.det_axes)
-        return Scales(missing="the voltage is unknown" if angles and not volts else "the detector's unit is no angle")
+        return Scales(missing="the voltage is unknown" if angles and not known else "the detector's unit is no angle")
     return Scales((found[0], found[1]), (lengths[0], lengths[1]), "rad/nm", "rad", "rad/nm^2")
 
 
-def _volts(header: Header, voltage_kv: float | None) -> float:
+def volts(header: Header, voltage_kv: float | None = None) -> float:
     """The recipe's voltage, or the file's; 0 if neither has one."""
     if voltage_kv is not None:
         return voltage_kv * 1e3
@@ -95,11 +95,11 @@ def _volts(header: Header, voltage_kv: float | None) -> float:
     return float(known) if usable and known is not None else 0.0
 
 
-def _gradient(axis: Axis, volts: float) -> float:
-    """Phase gradient of one pixel, rad/nm; 0 if it can't be told."""
+def _gradient(axis: Axis, known: float) -> float:
+    """Phase gradient of one pixel, rad/nm, at a voltage or 0 for an unknown one; 0 if it can't be told."""
     kind, size = geometry.UNITS.get(axis.unit, ("", 0.0))
     if kind == "reciprocal":
         return 2 * math.pi * axis.scale * size
-    if kind == "angle" and volts:
-        return 2 * math.pi * axis.scale * size * 1e-3 / wavelength_nm(volts)
+    if kind == "angle" and known:
+        return 2 * math.pi * axis.scale * size * 1e-3 / wavelength_nm(known)
     return 0.0
