@@ -11,6 +11,9 @@ from mpi_kernels.plan import Plan, oriented
 from mpi_kernels.protocols import Source
 from mpi_kernels.ranks import Ranks
 
+MOST_BYTES = 256 << 20
+"""Of a sample; a larger one is cut to fewer frames, so that memory and one MPI message stay bounded."""
+
 
 def settled(plan: Plan, source: Source, ranks: Ranks) -> Plan:
     """A plan whose reductions have seen the frames they asked for; every rank calls it, and gets the same.
@@ -20,7 +23,7 @@ def settled(plan: Plan, source: Source, ranks: Ranks) -> Plan:
     """
     steps = list(plan.steps)
     for i, step in enumerate(steps):
-        count = min(step.reduction.samples(plan.header), plan.header.frames)
+        count = min(step.reduction.samples(plan.header), plan.header.frames, _fitting(plan))
         if count:
             frames = _frames(plan, source, ranks, count)
             reduction = step.reduction.settled(frames, plan.header)
@@ -28,6 +31,12 @@ def settled(plan: Plan, source: Source, ranks: Ranks) -> Plan:
             terms.check(step.spec.name, wanted, plan.header)
             steps[i] = replace(step, reduction=reduction, terms=wanted)
     return replace(plan, steps=tuple(steps))
+
+
+def _fitting(plan: Plan) -> int:
+    """Frames that fit into the bound; one in any case."""
+    size = int(np.prod(plan.header.det_shape)) * np.dtype(plan.header.dtype).itemsize
+    return max(1, MOST_BYTES // size)
 
 
 def _frames(plan: Plan, source: Source, ranks: Ranks, count: int) -> np.ndarray:

@@ -24,7 +24,8 @@ class CountElectrons(Reduction):
     Parameters
     ----------
     dark : str, optional
-        A ``.npy`` of shape (det_y, det_x), the mean dark frame, subtracted first.  A path on the compute node.
+        A ``.npy`` of shape (det_y, det_x), the mean dark frame, subtracted first; NaN masks a pixel.  A path on the
+        compute node.
     background, x_ray : float, optional
         Thresholds in the data's unit, dark subtracted; what is left out comes from sample frames.
     background_sigma, x_ray_sigma : float
@@ -117,7 +118,12 @@ class CountElectrons(Reduction):
         return Thresholds(background=self.background, x_ray=self.x_ray)
 
     def _dark(self, header: Header) -> np.ndarray | None:
-        return None if self.dark is None else mask_file.read(self.dark).fitting(header.det_shape, "the frames")
+        if self.dark is None:
+            return None
+        dark = mask_file.read(self.dark).fitting(header.det_shape, "the frames")
+        if np.isinf(dark).any():
+            raise RecipeError("the dark frame holds infinities", path=self.dark, next_step="NaN masks a pixel")
+        return dark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

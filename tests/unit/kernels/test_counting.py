@@ -82,6 +82,40 @@ def test_the_rule_is_what_it_says(frames: np.ndarray, background: int, x_ray: in
     assert found == [by_hand(frame, background, x_ray) for frame in frames]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(
+        st.sampled_from([np.uint8, np.int16, np.uint64, np.float32]),
+        st.tuples(st.integers(1, 3), st.just(4), st.just(5)),
+        elements=st.integers(0, 6),
+    ),
+    arrays(np.float64, (4, 5), elements=st.integers(-16, 32).map(lambda n: n / 8)),
+    st.integers(-80, 60).map(lambda n: n / 8),
+    st.integers(-8, 80).map(lambda n: n / 8),
+    st.sampled_from([0, 100, 2**40]),
+)
+def test_the_rule_with_a_dark_level(
+    frames: np.ndarray, dark: np.ndarray, background: float, x_ray: float, pedestal: int
+) -> None:
+    """At the edge of the comparison, on any pedestal: eighths are exact in float64."""
+    if frames.dtype.itemsize == 8:
+        frames, dark = frames + np.uint64(pedestal), dark + pedestal
+    found = lists(*counting.events(frames, background, x_ray, dark))
+    assert found == [by_hand(frame.astype(float) - dark, background, x_ray) for frame in frames]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int64", "uint64", "float32"])
+def test_thresholds_beyond_what_the_pixels_can_hold(dtype: str) -> None:
+    frames = np.zeros((1, 1, 3), dtype)
+    kind = np.dtype(dtype)
+    frames[0, 0, 1] = np.iinfo(kind).max if kind.kind in "iu" else 3e38
+    for background in (1e30 if kind.kind != "f" else np.inf, np.inf):
+        assert counting.events(frames, background, np.inf)[1].tolist() == []
+    assert counting.events(frames, -1e30, np.inf)[1].tolist() == [1]
+    dark = np.array([[np.nan, 0.0, 0.0]])  # a NaN masks a pixel
+    assert counting.events(frames, -1.0, 1e39, dark)[1].tolist() == [1]
+
+
 def test_neighbours_are_eight_and_equal_ones_count_once() -> None:
     for dy, dx in counting.NEIGHBOURS:
         frame = np.zeros((1, 5, 5), np.uint8)
@@ -192,6 +226,14 @@ def test_the_sample_is_spread_over_the_scan_and_oriented(kernel: SimpleNamespace
     np.testing.assert_array_equal(made.steps[0].reduction.frames, wanted)
 
 
+def test_a_sample_is_bounded(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MOST_BYTES", 50)  # two frames of 24 bytes
+    source = kernel.Memory(np.zeros((5, 6, 2, 3), np.int32), "4d")
+    recipe = Recipe(name="r", reductions=(kernel.spec(f"{__name__}:Sees", "s"),))
+    made = sampling.settled(plan.make(recipe, source.header), source, Ranks())
+    assert made.steps[0].reduction.frames.shape == (2, 2, 3)
+
+
 @dataclass(frozen=True)
 class Sees(Reduction):
     """Keeps its sample."""
@@ -293,7 +335,10 @@ def test_counting_that_cannot_be(kernel: SimpleNamespace, parameters: dict, mess
         kernel.reduce(np.ones((2, 2, 8, 8), np.uint8), kernel.spec(USE, "e", **parameters))
 
 
-def test_a_dark_reference_of_another_shape_is_refused(kernel: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_dark_reference_that_does_not_fit_is_refused(kernel: SimpleNamespace, tmp_path: Path) -> None:
+    np.save(tmp_path / "dark.npy", np.full((8, 8), -np.inf))
+    with pytest.raises(RecipeError, match="dark frame holds infinities"):
+        kernel.reduce(np.ones((2, 2, 8, 8), np.uint8), kernel.spec(USE, "e", dark=str(tmp_path / "dark.npy")))
     np.save(tmp_path / "dark.npy", np.ones((8, 9)))
     with pytest.raises(RecipeError, match=r"the mask has \(8, 9\), the frames have \(8, 8\)"):
         kernel.reduce(np.ones((2, 2, 8, 8), np.uint8), kernel.spec(USE, "e", dark=str(tmp_path / "dark.npy")))
