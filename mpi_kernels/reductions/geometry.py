@@ -108,8 +108,7 @@ def turn(degrees: np.ndarray | float) -> np.ndarray:
 
     Rounded to 1e-9 degrees: a pixel on an edge must not fall off it, or into both sides, by float64's last bits.
     """
-    whole = np.round(np.asarray(degrees, np.float64), 9)
-    found: np.ndarray = np.round((whole + 180.0) % 360.0 - 180.0, 9)
+    found: np.ndarray = np.round((np.asarray(degrees, np.float64) + 180.0) % 360.0 - 180.0, 9)
     return np.where(found >= 180.0, found - 360.0, found)
 
 
