@@ -10,7 +10,7 @@ import numpy as np
 
 from mpi_kernels.contract import Header, Kind, Scalar
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.protocols import Block, Output, Reduction
+from mpi_kernels.protocols import Block, Output, Reduction, Sum, Term
 from mpi_kernels.reductions import mask_file
 
 
@@ -49,6 +49,10 @@ class Pacbed(Reduction):
             "mean": Output(over="frame", shape=shape, unit=unit, long_name="position-averaged pattern"),
             "sum": Output(over="frame", shape=shape, dtype=whole, unit=unit, long_name="sum over the region"),
         }
+
+    def terms(self, header: Header) -> Mapping[str, Term]:  # noqa: ARG002
+        """The sum of all frames, which other reductions want as well; a region has to choose its frames itself."""
+        return {"sum": Sum()} if self.region is None and self.file is None else {}
 
     def reduce(self, block: Block, out: Mapping[str, np.ndarray]) -> None:
         """Add the frames of the region."""

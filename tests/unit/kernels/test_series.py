@@ -237,10 +237,22 @@ def test_positions_from_a_file(kernel: SimpleNamespace, tmp_path: Path) -> None:
     assert found.scalars["p"] == {"positions": int(chosen.sum()), "file_sha256": digest}
 
 
-def test_sums_that_could_wrap_are_refused(kernel: SimpleNamespace) -> None:
+def test_the_whole_scan_as_a_region_is_the_whole_scan(kernel: SimpleNamespace) -> None:
+    """One goes through the shared sum, the other through its own."""
+    for dtype in ("uint16", "int32", "float32"):
+        data = np.random.default_rng(4).integers(0, 999, (3, 4, 5, 6)).astype(dtype)
+        specs = kernel.spec(PACBED, "all"), kernel.spec(PACBED, "region", region=[0, 0, 3, 4])
+        found = kernel.reduce(data, *specs, ranks=2, block_bytes=1)
+        for name in ("sum", "mean"):
+            np.testing.assert_array_equal(found.arrays["all"][name], found.arrays["region"][name])
+        assert found.scalars["all"] == found.scalars["region"] == {"positions": 12}
+
+
+@pytest.mark.parametrize("parameters", [{}, {"region": [0, 0, 2, 2]}])
+def test_sums_that_could_wrap_are_refused(kernel: SimpleNamespace, parameters: dict) -> None:
     data = np.full((2, 2, 2, 2), 2**63, np.uint64)
     with pytest.raises(RecipeError, match="more than uint64 holds"):
-        kernel.reduce(data, kernel.spec(PACBED, "p"))
+        kernel.reduce(data, kernel.spec(PACBED, "p", **parameters))
 
 
 @pytest.mark.parametrize(
