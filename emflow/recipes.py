@@ -22,6 +22,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 _FOLDER = "recipes_builtin"
 
+_FILES = {"count_electrons": "dark", "pacbed": "file", "virtual_image": "file"}
+"""The parameter of a reduction that is a path."""
+
 
 class _Orientation(msgspec.Struct, frozen=True, kw_only=True):
     transpose: bool = False
@@ -134,10 +137,11 @@ def _spec(document: tomlfile.Document, number: int, reduction: _Reduction, folde
         raise document.error((*where, "use"), error.message, next_step=error.next_step) from None
     _check_plain(document, (*where, "parameters"), reduction.parameters)
     parameters = reduction.parameters
-    mask = parameters.get("file")
-    if use == registry.target("reductions", "virtual_image") and isinstance(mask, str) and mask:
+    name = next((p for n, p in _FILES.items() if registry.target("reductions", n) == use), "")
+    file = parameters.get(name)
+    if isinstance(file, str) and file:
         # beside the recipe, wherever the job runs
-        parameters = {**parameters, "file": os.path.normpath(folder / Path(mask).expanduser())}
+        parameters = {**parameters, name: os.path.normpath(folder / Path(file).expanduser())}
     spec = ReductionSpec(use=use, name=reduction.name, parameters=parameters)
     try:
         plugins.load(use)

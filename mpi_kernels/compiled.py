@@ -71,6 +71,8 @@ class Compiled:
         self.terms = unique(wanted)
         self._orientation, self._threads = orientation, threads
         self._dtype = dtype = np.dtype(header.dtype)
+        if any(isinstance(t, SumSq) and t.shift is not None for t in self.terms.values()):
+            raise NotCompiled("squares about a level are not compiled")
         if dtype.kind in "iu" and header.frames * int(np.iinfo(dtype).max) > np.iinfo(np.int64).max:
             raise NotCompiled(f"{header.frames} frames of {header.dtype} could leave 64 bits")
         self._shape = header.det_shape[::-1] if orientation.transpose else header.det_shape

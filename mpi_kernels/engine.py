@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from mpi_kernels import electrons
 from mpi_kernels.contract import AUTO, Method, Scalar
 from mpi_kernels.fused import Quality
 from mpi_kernels.merging import Range, accumulators, covered, end, gather, places, read_only
 from mpi_kernels.method import Chosen, choose
 from mpi_kernels.plan import Plan, Step, oriented
-from mpi_kernels.protocols import Block, Source
+from mpi_kernels.protocols import Block, Events, Source
 from mpi_kernels.ranks import Ranks
+from mpi_kernels.sampling import settled
 from mpi_kernels.terms import key
 
 CHUNK_BYTES = 64 << 20
@@ -41,6 +43,8 @@ class Reduced:
         Over the scan: which frames are in it.
     method : dict
         How it was computed.
+    events : dict
+        By reduction, of those that keep events.
     """
 
     arrays: dict[str, dict[str, np.ndarray]]
@@ -49,6 +53,7 @@ class Reduced:
     seconds: dict[str, float] = field(default_factory=dict)
     covered: np.ndarray = field(default_factory=lambda: np.ones((), np.bool_))
     method: dict[str, str | int] = field(default_factory=dict)
+    events: dict[str, Events] = field(default_factory=dict)
 
 
 def block_frames(frame_bytes: int, align: int, block_bytes: int) -> int:
@@ -102,13 +107,14 @@ class Visit:
     def __init__(
         self, plan: Plan, source: Source, ranks: Ranks, *, method: Method = AUTO, block_bytes: int = 4 << 20
     ) -> None:
-        self.plan, self.ranks = plan, ranks
+        self.plan, self.ranks = settled(plan, source, ranks), ranks
         self._source, self._block_bytes = source, block_bytes
         self._rows = plan.header.frames  # any of them may come to this rank; pages that are not touched cost nothing
         self._ranges: list[Range] = []
         self._used = 0
-        self._chosen: Chosen = choose(plan, source, ranks, self._rows, method)
-        self._own = {s.spec.name: accumulators(s, self._rows) for s in plan.steps if not s.terms}
+        self._chosen: Chosen = choose(self.plan, source, ranks, self._rows, method)
+        self._own = {s.spec.name: accumulators(s, self._rows) for s in self.plan.steps if not s.terms}
+        self._events: dict[str, list[Events]] = {s.spec.name: [] for s in self.plan.steps if s.reduction.sparse}
         self._seconds = {"read": 0.0, "reduce": 0.0}
 
     @property
@@ -157,7 +163,9 @@ class Visit:
             if not step.terms:
                 arrays = self._own[step.spec.name]
                 out = {n: a[rows] if step.outputs[n].over == "scan" else a for n, a in arrays.items()}
-                step.reduction.reduce(Block(frames, start), out)
+                events = step.reduction.reduce(Block(frames, start, self.plan.header), out)
+                if events is not None:
+                    self._events[step.spec.name].append(events)
 
     def merged(self) -> Reduced | None:
         """All that the ranks have so far, finished, on rank 0; None elsewhere.  Every rank calls it."""
@@ -171,6 +179,7 @@ class Visit:
             if whole is not None:
                 arrays[name] = whole.reshape((*self.plan.header.scan_shape, *whole.shape[1:]))
         own = {s.spec.name: self._merged(s, where) for s in self.plan.steps if not s.terms}
+        events = {n: electrons.collected(p, self._ranges, where, ranks, frames) for n, p in self._events.items()}
         seconds = self._seconds | {"merge": time.perf_counter() - before}
         reports = ranks.gather_json({"seconds": seconds, "quality": asdict(terms.quality)})
         if reports is None or where is None:
@@ -186,6 +195,7 @@ class Visit:
         found.seconds["end"] = time.perf_counter() - begin
         found.covered = covered(where, frames).reshape(self.plan.header.scan_shape)
         found.method = self._chosen.facts
+        found.events = {name: whole for name, whole in events.items() if whole is not None}
         return found
 
     def _merged(self, step: Step, where: list[Range] | None) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from mpi_kernels.errors import FormatError, KernelError, MissingData, Stalled
 from mpi_kernels.plan import Plan
 from mpi_kernels.protocols import Source
 from mpi_kernels.ranks import Ranks
+from mpi_kernels.sampling import needed
 
 POLL_S = 0.005
 """Between two looks for news; each is one look-up of a name that is not there yet."""
@@ -102,9 +103,13 @@ def follow(
         A ready file says what can't be.
     """
     leader = _Leader(job, plan, folder, progress) if ranks.rank == 0 else None
+    number, done, state = 0, 0, _State()
+    while state.frames < needed(plan):
+        state = _told(ranks, leader, 0)
+        if leader is not None:
+            leader.check(0)
     visit = Visit(plan, source, ranks, method=job.method, block_bytes=job.block_bytes)
     try:
-        done, number, state = 0, 0, _State()
         while done < plan.header.frames or not state.complete:
             state = _told(ranks, leader, done)
             stop = state.frames if state.complete else state.frames - state.frames % visit.align

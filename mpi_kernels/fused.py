@@ -77,7 +77,9 @@ class Fused:
         shape = header.det_shape
         self._sum = np.zeros(shape, whole) if Sum in kinds else None
         self._bound = 0  # of any pixel of _sum, in Python's integers
-        self._squares = _Squares(shape, integer=self._integer) if SumSq in kinds else None
+        self._squares = {
+            k: _Squares(shape, t.shift, integer=self._integer) for k, t in self.terms.items() if isinstance(t, SumSq)
+        }
         lowest = np.iinfo(self.dtype).min if self._integer else -np.inf
         self._max = np.full(shape, lowest, self.dtype) if Max in kinds else None
         pixels = int(np.prod(shape))
@@ -121,8 +123,8 @@ class Fused:
                 part += strip.sum(axis=0).astype(part.dtype)
             else:
                 part += pixels.sum(axis=0, dtype=part.dtype)
-        if self._squares is not None:
-            self._squares.add(pixels, strip, tile, top)  # last: it overwrites the strip
+        for number, squares in enumerate(self._squares.values(), 1):  # last: they overwrite the strip
+            squares.add(pixels, strip if number == len(self._squares) else strip.copy(), tile, top)
         return sums
 
     def _look(self, frames: np.ndarray, totals: np.ndarray, top: int | None) -> None:
@@ -146,8 +148,7 @@ class Fused:
                     assert self._sum is not None
                     found[key] = ranks.reduce(self._sum, "sum")
                 case SumSq():
-                    assert self._squares is not None
-                    found[key] = self._squares.merge(ranks)
+                    found[key] = self._squares[key].merge(ranks)
                 case Max():
                     assert self._max is not None
                     found[key] = ranks.reduce(self._max, "max")
@@ -163,12 +164,15 @@ class Fused:
 class _Squares:
     """Sum of squares of every pixel; exact for integers as words ``high * 2**32 + low``."""
 
-    def __init__(self, shape: tuple[int, int], *, integer: bool) -> None:
+    def __init__(self, shape: tuple[int, int], shift: np.ndarray | None, *, integer: bool) -> None:
         self._integer = integer
+        self._shift = None if shift is None else shift.reshape(-1)
         self._sum = np.zeros((2, *shape), np.uint64) if integer else np.zeros(shape)
 
     def add(self, pixels: np.ndarray, strip: np.ndarray, tile: slice, top: int | None) -> None:
         """Add pixels of a tile (n, p), given also as float64 in ``strip``, which is overwritten."""
+        if self._shift is not None:
+            strip -= self._shift[tile]
         if top is None or top * top * len(strip) < EXACT:
             added = np.multiply(strip, strip, out=strip).sum(axis=0)
             if self._integer:

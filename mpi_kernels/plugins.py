@@ -31,7 +31,7 @@ def load(target: str) -> Any:
     try:
         return getattr(importlib.import_module(match["module"]), match["attribute"])
     except (ImportError, AttributeError) as error:
-        step = "install the plug-in in the environment of the compute node, or put its folder on PYTHONPATH"
+        step = "install the plug-in in the environment of the compute node: jobs inherit no PYTHONPATH"
         raise RecipeError(f"plug-in {target!r} can't be loaded: {error}", next_step=step) from error
 
 

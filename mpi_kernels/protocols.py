@@ -51,10 +51,32 @@ class Block:
         Oriented, in the header's dtype.  Read-only: the buffer is shared by all reductions of the recipe.
     start : int
         Index of the first frame in scan order.
+    header : Header
+        Oriented, as the other methods get it: the scan's shape turns an index into a position.
     """
 
     frames: np.ndarray
     start: int
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """Pixels that were hit in consecutive frames: any number in each, which no `Output` has a shape for.
+
+    Attributes
+    ----------
+    start : int
+        Index of the first frame in scan order.
+    counts : (n,) ndarray of int64
+        Events of each frame.
+    pixels : (sum of counts,) ndarray of uint32
+        Index ``y * det_x + x`` of each event in its frame; frame by frame, ascending within a frame.
+    """
+
+    start: int
+    counts: np.ndarray
+    pixels: np.ndarray
 
 
 class Source(Protocol):
@@ -111,6 +133,8 @@ class Reduction:
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"stack", "4d"})
     """Kinds of data that it applies to; for others the recipe skips it and says so."""
+    sparse: ClassVar[bool] = False
+    """Whether ``reduce`` returns the block's `Events`, which are gathered and stored beside the outputs."""
 
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """Declare the arrays that ``end`` returns."""
@@ -120,7 +144,15 @@ class Reduction:
         """Name the terms that ``end`` needs; equal terms of a recipe are computed once."""
         return {}
 
-    def reduce(self, block: Block, out: Mapping[str, np.ndarray]) -> None:
+    def samples(self, header: Header) -> int:  # noqa: ARG002
+        """How many frames, the first ones of the scan, it wants to see before the pass; 0 for most."""
+        return 0
+
+    def settled(self, frames: np.ndarray, header: Header) -> Reduction:  # noqa: ARG002
+        """The reduction with what it took from those frames, (n, det_y, det_x) oriented; the same on every rank."""
+        return self
+
+    def reduce(self, block: Block, out: Mapping[str, np.ndarray]) -> Events | None:
         """Add a block: ``out`` holds, per output, the block's own rows (scan) or this rank's accumulator (frame)."""
         raise NotImplementedError
 
@@ -142,6 +174,9 @@ class Sum:
 class SumSq:
     """Sum of squares of all frames: exact ``(2, det_y, det_x)`` uint64 ``[high, low]`` words of 32 bits for integers
     (value = high * 2**32 + low), else (det_y, det_x) float64."""  # noqa: D205, D209
+
+    shift: np.ndarray | None = None
+    """(det_y, det_x) float64, finite: floats are squared less this, so that a pedestal does not cost their digits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

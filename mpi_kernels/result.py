@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mpi_kernels import __version__, jsonfile
+from mpi_kernels import __version__, electrons, jsonfile
 from mpi_kernels.backing import Backing
 from mpi_kernels.contract import Axis, JobSpec, Scalar
 from mpi_kernels.engine import Reduced
@@ -92,6 +92,11 @@ def _write(backing: Backing, job: JobSpec, plan: Plan, reduced: Reduced) -> None
             file[step.spec.name] = h5py.SoftLink(f"/entry/{step.spec.name}")
         if not reduced.covered.all():
             _write_coverage(entry.create_group("coverage"), plan, reduced)
+        for name, events in reduced.events.items():
+            electrons.write(entry[name], events, plan.header)
+            if electrons.GROUP not in file:  # stempy opens this file as one of its own
+                file[electrons.GROUP] = h5py.SoftLink(f"/entry/{name}/{electrons.GROUP}")
+                _attributes(file, version=electrons.STEMPY_VERSION)
         _write_process(entry.create_group("process"), job, plan, reduced)
 
 

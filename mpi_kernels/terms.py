@@ -21,8 +21,8 @@ def key(term: Term) -> Key:
             return ("Masks", *_digest(weights))
         case Labels(labels, regions):
             return ("Labels", str(regions), *_digest(labels))
-        case Moments(mask):
-            return ("Moments", *(_digest(mask) if mask is not None else ()))
+        case Moments(array) | SumSq(array):
+            return (type(term).__name__, *(_digest(array) if array is not None else ()))
         case _:
             return (type(term).__name__,)
 
@@ -40,8 +40,13 @@ def check(name: str, terms: Mapping[str, Term], header: Header) -> None:
     for label, term in terms.items():
         where = f"{name}: term {label!r}"
         match term:
-            case Sum() | SumSq() | Max() | Moments(None):
+            case Sum() | SumSq(None) | Max() | Moments(None):
                 pass
+            case SumSq(shift):
+                assert shift is not None
+                _shape(where, shift, header, leading=0)
+                if shift.dtype != np.float64 or not np.isfinite(shift).all() or np.dtype(header.dtype).kind != "f":
+                    raise RecipeError(f"{where}: a shift is finite float64 and for floats ({shift.dtype})")
             case Masks(weights):
                 _shape(where, weights, header, leading=1)
                 if weights.dtype.kind not in "biuf" or not np.isfinite(weights).all():

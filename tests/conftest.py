@@ -29,7 +29,7 @@ pytest_plugins = ["pytester"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = f"EMFLOW_TEST_RUN={os.getpid()}.{secrets.token_hex(4)}"
 GRACE_S = 5.0
-PEERS = ("hyperspy", "silx", "emdfile")
+PEERS = ("hyperspy", "silx", "emdfile", "stempy")
 
 
 # --- needs ------------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def _without_root() -> str | None:
 
 def _without_peers() -> str | None:
     python = os.environ.get("EMFLOW_PEERS_PYTHON")
-    how = "make an environment with `pip install hyperspy silx py4DSTEM` and name its python in EMFLOW_PEERS_PYTHON"
+    how = "make an environment with `pip install hyperspy silx py4DSTEM stempy` and name its python in this variable"
     if not python:
         return f"EMFLOW_PEERS_PYTHON is not set: {how}"
     code = "import sys, importlib.util as u; sys.exit(' '.join(n for n in sys.argv[1:] if not u.find_spec(n)) or None)"

@@ -10,7 +10,7 @@ import numpy as np
 from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Moments, Output, Reduction, Term
-from mpi_kernels.reductions import geometry
+from mpi_kernels.reductions import fields, geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,64 +81,43 @@ class CentreOfMass(Reduction):
         self, arrays: Mapping[str, np.ndarray], header: Header
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
         """Divide, fit the plane and integrate."""
-        moments = arrays["moments"]
-        total = np.ascontiguousarray(moments[..., 0])
-        counted = np.isfinite(total) & (total != 0)
-        y, x = (_divided(moments[..., i], total, counted) for i in (1, 2))
-        planes = [_plane(v) for v in (y, x)]
-        scalars: dict[str, Scalar] = {"frames_without_counts": int(counted.size - np.count_nonzero(counted))}
-        for name, values, (_, slopes) in zip("yx", (y, x), planes, strict=True):
-            good = np.isfinite(values)
-            scalars[f"mean_{name}"] = float(values[good].mean()) if good.any() else None
-            along = ("scan_y", "scan_x") if values.ndim == 2 else ("frame",)
-            scalars |= {f"descan_{name}_per_{a}": s for a, s in zip(along, slopes, strict=True)}
-        if self.remove_descan:
-            y, x = y - planes[0][0], x - planes[1][0]
+        y, x, total, scalars = measured(arrays["moments"], remove_descan=self.remove_descan)
         found = {"y": y, "x": x, "total": total}
         if header.kind == "4d":
-            found["phase"] = phase(y, x)
+            found["phase"] = fields.phase(y, x)
         return found, scalars
 
 
-def phase(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Integral of a vector field.
+def measured(
+    moments: np.ndarray, *, remove_descan: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Scalar]]:
+    """Centres ``y`` and ``x`` in px and total of each frame from its moments (scan + (3,)), and what is measured.
 
-    Parameters
-    ----------
-    y, x : (scan_y, scan_x) ndarray of float64
-        Components; NaN counts as the mean of the others.
-
-    Returns
-    -------
-    (scan_y, scan_x) ndarray of float64
-        Of mean 0; NaN everywhere if there is no finite vector.
+    The scalars are `CentreOfMass`'s: frames without counts, the means, and the slopes of the planes.
     """
-    good = np.isfinite(y) & np.isfinite(x)
-    if not good.any():
-        return np.full(y.shape, np.nan)
-    fields = [np.fft.fft2(np.where(good, v - v[good].mean(), 0.0)) for v in (y, x)]
-    ky, kx = (np.fft.fftfreq(n) for n in y.shape)
-    ky, kx = ky[:, None], kx[None, :]
-    k2 = ky * ky + kx * kx
-    k2[0, 0] = 1.0  # the mean: its numerator is 0
-    integral = (ky * fields[0] + kx * fields[1]) / (2j * np.pi * k2)
-    return np.ascontiguousarray(np.fft.ifft2(integral).real)
+    total = np.ascontiguousarray(moments[..., 0])
+    counted = np.isfinite(total) & (total != 0)
+    y, x = (_divided(moments[..., i], total, counted) for i in (1, 2))
+    planes = [fields.plane(v) for v in (y, x)]
+    scalars: dict[str, Scalar] = {"frames_without_counts": int(counted.size - np.count_nonzero(counted))}
+    scalars |= described({"y": y, "x": x}, [slopes for _, slopes in planes])
+    if remove_descan:
+        y, x = y - planes[0][0], x - planes[1][0]
+    return y, x, total, scalars
+
+
+def described(components: Mapping[str, np.ndarray], slopes: list[list[float]]) -> dict[str, Scalar]:
+    """Scalars of a field: the mean of each component, and its slope along each axis of the scan."""
+    scalars: dict[str, Scalar] = {}
+    for (name, values), steps in zip(components.items(), slopes, strict=True):
+        good = np.isfinite(values)
+        scalars[f"mean_{name}"] = float(values[good].mean()) if good.any() else None
+        along = ("scan_y", "scan_x") if values.ndim == 2 else ("frame",)
+        scalars |= {f"descan_{name}_per_{a}": s for a, s in zip(along, steps, strict=True)}
+    return scalars
 
 
 def _divided(moment: np.ndarray, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
     found = np.full(total.shape, np.nan)
     np.divide(moment, total, out=found, where=counted)
     return found
-
-
-def _plane(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Fitted slopes times position (mean 0 over the positions with counts), and the slopes per step of each axis."""
-    good = np.isfinite(values)
-    if not good.any():
-        return np.zeros(values.shape), [0.0] * values.ndim
-    positions = np.indices(values.shape, np.float64)
-    positions -= positions[:, good].mean(axis=1).reshape(-1, *[1] * values.ndim)
-    design = positions[:, good].T
-    # an axis of one step has no slope: lstsq's smallest solution gives 0 there
-    slopes = np.linalg.lstsq(design, values[good] - values[good].mean(), rcond=None)[0]
-    return np.tensordot(slopes, positions, axes=1), [float(s) for s in slopes]

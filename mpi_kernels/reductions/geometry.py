@@ -87,6 +87,55 @@ def within(d2: np.ndarray, radius: float) -> np.ndarray:
     return region
 
 
+def rings(header: Header, centre: Point | None, edges: np.ndarray, unit: str) -> np.ndarray:
+    """Ring of each pixel, (det_y, det_x) int32: ring k holds ``edges[k] < d <= edges[k + 1]``; -1 is in none.
+
+    An innermost edge of 0 takes the centre in.  Rings that meet share no pixel and miss none.
+    """
+    bounds = np.where(edges > 0, edges * edges * (1 + EDGE), -1.0)
+    found = np.searchsorted(bounds, distance2(header, centre, unit), side="left") - 1
+    return np.where(found < len(edges) - 1, found, -1).astype(np.int32)
+
+
+def directions(header: Header, centre: Point | None, unit: str) -> np.ndarray:
+    """Direction of each pixel in degrees from +x towards +y, (det_y, det_x) in [-180, 180); the centre's is 0."""
+    y, x = offsets(header, centre, unit)
+    return turn(np.degrees(np.arctan2(y, x)))
+
+
+def turn(degrees: np.ndarray | float) -> np.ndarray:
+    """Directions as one number each, in [-180, 180), so that whoever compares two of them decides alike.
+
+    Rounded to 1e-9 degrees: a pixel on an edge must not fall off it, or into both sides, by float64's last bits.
+    """
+    found: np.ndarray = np.round((np.asarray(degrees, np.float64) + 180.0) % 360.0 - 180.0, 9)
+    return np.where(found >= 180.0, found - 360.0, found)
+
+
+def sector(directed: np.ndarray, first: float, last: float) -> np.ndarray:
+    """Pixels from the first direction, included, to the last, not: sectors that meet share no pixel and miss none.
+
+    Parameters
+    ----------
+    directed : ndarray
+        From `directions`.
+    first, last : float
+        Degrees; a whole turn apart they are the whole circle.
+
+    Raises
+    ------
+    RecipeError
+        The two are one direction.
+    """
+    if not np.isfinite([first, last]).all() or first == last:
+        raise RecipeError(f"no wedge between {first} and {last} degrees")
+    begin, end = turn(first), turn(last)
+    after, before = directed >= begin, directed < end
+    # each edge is one comparison of the same two numbers, whichever of its two sectors asks
+    region: np.ndarray = after & before if begin < end else after | before
+    return region
+
+
 def radial_axis(header: Header, width_px: float) -> Axis:
     """Axis of rings ``width_px`` wide around a centre, in the detector's unit if both its axes share one."""
     axis = Axis(name="radius", scale=width_px, offset=width_px / 2, unit="px")

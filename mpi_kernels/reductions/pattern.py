@@ -13,6 +13,9 @@ from mpi_kernels.protocols import Max, Output, Reduction, Sum, SumSq, Term
 SLAB = 1 << 16
 """Pixels whose variance is worked out at a time in Python's integers."""
 
+SAMPLE = 3
+"""Frames whose median is the level of floats."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern(Reduction):
@@ -26,9 +29,10 @@ class Pattern(Reduction):
     Notes
     -----
     The variance is that of the population, ``(N sum(x^2) - (sum x)^2) / N^2``.  Integers: the numerator is exact, so
-    nothing cancels, and the result is rounded at most twice.  Floats: ``sum(x^2)/N - mean^2`` in float64, not below 0,
-    within ``2 N 2**-52 max(x^2)``.
-    Source: Welford 1962, doi:10.1080/00401706.1962.10490022, for the cancellation that exact integers avoid.
+    nothing cancels, and the result is rounded at most twice.  Floats: ``sum((x - r)^2)/N - (mean - r)^2`` in float64,
+    not below 0, within ``2 N 2**-52 (max (x - r)^2 + |mean - r| max|x|)``; r is the median of three frames, so that a
+    pedestal does not cancel the digits of what varies on it.
+    Source: Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115 (shifted data).
     """
 
     variance: bool = True
@@ -50,10 +54,20 @@ class Pattern(Reduction):
             found["variance"] = frame("float64", f"{header.unit}^2" if header.unit else "", "variance of all frames")
         return found
 
+    def samples(self, header: Header) -> int:
+        """Three where the variance of floats is wanted: one may be blank, or have a bad pixel."""
+        return SAMPLE if self.variance and np.dtype(header.dtype).kind == "f" else 0
+
+    def settled(self, frames: np.ndarray, header: Header) -> Reduction:  # noqa: ARG002
+        """With the level that squares are taken from."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            level = np.median(frames.astype(np.float64), axis=0)
+        return _Shifted(variance=True, level=np.where(np.isfinite(level), level, 0.0))
+
     def terms(self, header: Header) -> Mapping[str, Term]:  # noqa: ARG002
         """Sum, largest value, and squares for the variance."""
         found: dict[str, Term] = {"sum": Sum(), "max": Max()}
-        return found | {"squares": SumSq()} if self.variance else found
+        return found | {"squares": SumSq(self._level())} if self.variance else found
 
     def end(
         self, arrays: Mapping[str, np.ndarray], header: Header
@@ -64,9 +78,25 @@ class Pattern(Reduction):
         if self.variance:
             squares = arrays["squares"]
             exact = total.dtype.kind in "iu"
-            found["variance"] = _exact_variance(n, total, squares) if exact else _float_variance(n, total, squares)
+            found["variance"] = (
+                _exact_variance(n, total, squares) if exact else _float_variance(n, total, squares, self._level())
+            )
         scalars: dict[str, Scalar] = {"total": _plain(total.sum(dtype=object)), "max": _plain(arrays["max"].max())}
         return found, scalars
+
+    def _level(self) -> np.ndarray | None:
+        """What floats are squared less, (det_y, det_x) float64."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Shifted(Pattern):
+    """With a level from a sample."""
+
+    level: np.ndarray
+
+    def _level(self) -> np.ndarray | None:
+        return self.level
 
 
 def _exact_variance(n: int, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
@@ -85,9 +115,9 @@ def _exact_variance(n: int, total: np.ndarray, squares: np.ndarray) -> np.ndarra
     return found.reshape(total.shape)
 
 
-def _float_variance(n: int, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+def _float_variance(n: int, total: np.ndarray, squares: np.ndarray, level: np.ndarray | None) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):  # infinities in the data
-        mean = total / n
+        mean = total / n if level is None else total / n - level
         return np.maximum(squares / n - mean * mean, 0.0)
 
 

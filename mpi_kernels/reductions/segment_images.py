@@ -10,7 +10,7 @@ import numpy as np
 from mpi_kernels.contract import Axis, Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Labels, Output, Reduction, Sum, Term
-from mpi_kernels.reductions import geometry
+from mpi_kernels.reductions import calibration, geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,9 @@ class SegmentImages(Reduction):
 
     ``angles`` are each segment's mean position weighted with the intensity of the whole scan, ``sum(p I) / sum(I)``,
     so that a segment on the edge of the bright disc has the angle of its bright part; its middle where no count fell.
-    In mrad where the detector is calibrated in mrad or rad, with the file's own origin, else in px from the first
-    pixel.  By reciprocity each image is that of a tilted plane wave.  Source: Lupini, Chi and Jesse 2016,
+    In mrad where the detector is calibrated in mrad or rad, or in reciprocal lengths and the file knows the voltage,
+    with the file's own origin; else in px from the first pixel.  By reciprocity each image is that of a tilted plane
+    wave.  Source: Lupini, Chi and Jesse 2016,
     doi:10.1111/jmi.12372.
     """
 
@@ -112,14 +113,20 @@ class SegmentImages(Reduction):
 
 
 def angle_unit(header: Header) -> str:
-    """``"mrad"`` where both axes of the detector are calibrated as angles, else ``"px"``."""
-    return "mrad" if len(header.det_axes) == 2 and all(_mrad(a) for a in header.det_axes) else "px"
+    """``"mrad"`` where both axes of the detector are calibrated as angles, or reciprocal lengths and the voltage is
+    known, else ``"px"``."""  # noqa: D205, D209
+    return "mrad" if len(header.det_axes) == 2 and all(_mrad(a, header) for a in header.det_axes) else "px"
 
 
-def _mrad(axis: Axis) -> float:
+def _mrad(axis: Axis, header: Header) -> float:
     """Size of an axis' unit in mrad; 0 if it is no angle, or the scale no number."""
+    if not np.isfinite((axis.scale, axis.offset)).all() or not axis.scale:
+        return 0.0
     kind, size = geometry.UNITS.get(axis.unit, ("", 0.0))
-    return size if kind == "angle" and np.isfinite((axis.scale, axis.offset)).all() and axis.scale else 0.0
+    known = calibration.volts(header)
+    if kind == "reciprocal":  # angle = wavelength * q
+        return size * calibration.wavelength_nm(known) * 1e3 if known else 0.0
+    return size if kind == "angle" else 0.0
 
 
 def _centroids(labels: np.ndarray, total: np.ndarray, header: Header) -> np.ndarray:
@@ -137,5 +144,5 @@ def _centroids(labels: np.ndarray, total: np.ndarray, header: Header) -> np.ndar
         found[:, column] = moment / np.bincount(which, weights=weights)
     if angle_unit(header) == "mrad":
         for column, axis in enumerate(header.det_axes):
-            found[:, column] = (axis.offset + axis.scale * found[:, column]) * _mrad(axis)
+            found[:, column] = (axis.offset + axis.scale * found[:, column]) * _mrad(axis, header)
     return found

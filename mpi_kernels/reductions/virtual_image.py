@@ -11,7 +11,7 @@ import numpy as np
 from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Masks, Output, Reduction, Term
-from mpi_kernels.reductions import geometry
+from mpi_kernels.reductions import geometry, mask_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +79,10 @@ class VirtualImage(Reduction):
         self, arrays: Mapping[str, np.ndarray], header: Header
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
         """The image, and how many pixels of the detector it counts."""
-        pixels = int(np.count_nonzero(self._weights(header)))
-        return {"image": arrays["image"][..., 0]}, {"pixels": pixels}
+        scalars: dict[str, Scalar] = {"pixels": int(np.count_nonzero(self._weights(header)))}
+        if self.file is not None:
+            scalars["file_sha256"] = mask_file.read(self.file).sha256
+        return {"image": arrays["image"][..., 0]}, scalars
 
     def _weights(self, header: Header) -> np.ndarray:
         """Weights, (det_y, det_x)."""
@@ -108,28 +110,11 @@ class VirtualImage(Reduction):
             region &= ~geometry.within(d2, inner)
         if self.angles is None:
             return region
-        first, last = self.angles
-        y, x = geometry.offsets(header, self.centre, self.unit)
-        turn = np.degrees(np.arctan2(y, x)) - first
-        wedge_region: np.ndarray = region & (turn % 360.0 < _opening(first, last))
+        wedge_region: np.ndarray = region & geometry.sector(
+            geometry.directions(header, self.centre, self.unit), *self.angles
+        )
         return wedge_region
 
     def _from_file(self, header: Header) -> np.ndarray:
         assert self.file is not None
-        try:
-            weights = np.load(self.file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise RecipeError(f"the mask can't be read: {error}", path=self.file) from error
-        if not isinstance(weights, np.ndarray) or weights.shape != header.det_shape:
-            shape = getattr(weights, "shape", "several arrays")
-            raise RecipeError(f"the mask has {shape}, the frames have {header.det_shape}", path=self.file)
-        if weights.dtype.kind not in "biuf":
-            raise RecipeError(f"the mask's weights are {weights.dtype}, not numbers", path=self.file)
-        return weights.astype(weights.dtype.newbyteorder("="))
-
-
-def _opening(first: float, last: float) -> float:
-    """Degrees from the first direction to the last, in (0, 360]."""
-    if not np.isfinite([first, last]).all() or first == last:
-        raise RecipeError(f"no wedge between {first} and {last} degrees")
-    return (last - first) % 360.0 or 360.0
+        return mask_file.read(self.file).fitting(header.det_shape, "the frames")

@@ -92,6 +92,10 @@ def test_it_returns_what_it_declares_for_any_block_size(name: str, kind: str, dt
             np.testing.assert_array_equal(array, other)
         else:
             np.testing.assert_allclose(array, other, rtol=1e-12, atol=1e-9)
+    assert whole.events.keys() == single.events.keys()
+    for kept, events in whole.events.items():
+        np.testing.assert_array_equal(events.counts, single.events[kept].counts)
+        np.testing.assert_array_equal(events.pixels, single.events[kept].pixels)
     for value in whole.scalars["it"].values():
         assert value is None or isinstance(value, bool | int | float | str)
 

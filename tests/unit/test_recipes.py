@@ -120,6 +120,18 @@ def test_a_mask_belongs_to_the_folder_of_its_recipe(tmp_path, monkeypatch, writt
     assert spec.parameters["file"] == str(tmp_path / meant)
 
 
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [("pacbed", "file"), ("mpi_kernels.reductions.pacbed:Pacbed", "file"), ("count_electrons", "dark")],
+)
+def test_other_files_belong_to_the_folder_of_their_recipe(tmp_path, use, name):
+    (tmp_path / "recipes").mkdir()
+    text = f'name = "r"\n[[reduction]]\nuse = "{use}"\nname = "p"\nparameters = {{ {name} = "grain.npy" }}\n'
+    (tmp_path / "recipes" / "r.toml").write_text(text)
+    [spec] = load_recipe("recipes/r.toml", relative_to=tmp_path).reductions
+    assert spec.parameters == {name: str(tmp_path / "recipes" / "grain.npy")}
+
+
 def test_the_known_parameters_are_listed_once(tmp_path):
     (tmp_path / "r.toml").write_text(MASK.replace("file =", "fiel ="))
     with pytest.raises(ConfigError) as caught:

@@ -142,4 +142,6 @@ def same(first: Mapping[str, Any], second: Mapping[str, Any], *, frames: int, pi
 @pytest.fixture(scope="session")
 def kernel() -> SimpleNamespace:
     """What the tests of the kernels share."""
-    return SimpleNamespace(reduce=reduce, spec=spec, same=same, Memory=Memory, use=USE, Axis=Axis)
+    return SimpleNamespace(
+        reduce=reduce, spec=spec, same=same, Memory=Memory, use=USE, Axis=Axis, Orientation=Orientation
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mpi_kernels.contract import Axis
+from mpi_kernels.contract import Axis, Header
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.reductions.centre_of_mass import phase
+from mpi_kernels.protocols import Output, Reduction, SumSq, Term
+from mpi_kernels.reductions.fields import phase
 
 MRAD = (Axis(name="qy", scale=0.5, offset=-4, unit="mrad"), Axis(name="qx", scale=0.5, offset=-4, unit="mrad"))
 
@@ -133,6 +135,56 @@ def test_variance_of_integers_does_not_cancel(kernel: SimpleNamespace, data: np.
         assert found["mean"][index] == sum(values) / n
         assert found["max"][index] == max(values)
         assert found["sum"][index] == sum(values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("blank", [None, 0, 1])
+def test_a_pedestal_does_not_cost_the_variance_of_floats(
+    kernel: SimpleNamespace, dtype: str, ranks: int, blank: int | None
+) -> None:
+    """At a mean of 1e6 and a sigma of 1 squares need 12 digits before the first that counts."""
+    data = np.random.default_rng(8).normal(1e6, 1.0, (300, 5, 6)).astype(dtype)
+    if blank is not None:
+        data[blank * 100] = 0 if blank else np.nan  # a sampled frame
+        data[blank * 100, 0, 0] = 1e6
+    found = kernel.reduce(data, kernel.spec("pattern"), kind="stack", ranks=ranks, block_bytes=1200)
+    values = data.astype(np.longdouble)
+    want = np.square(values - values.mean(axis=0)).mean(axis=0)
+    rest = np.isfinite(want)
+    np.testing.assert_allclose(found.arrays["pattern"]["variance"][rest], want[rest].astype(float), rtol=1e-8)
+    assert np.isnan(found.arrays["pattern"]["variance"][~rest]).all()
+    assert rest.any()
+
+
+@dataclass(frozen=True)
+class Squares(Reduction):
+    """The plain sum of squares, or one less a level."""
+
+    level: float | None = None
+
+    def outputs(self, header: Header) -> dict[str, Output]:
+        return {"it": Output(over="frame", shape=header.det_shape)}
+
+    def terms(self, header: Header) -> dict[str, Term]:
+        return {"it": SumSq(None if self.level is None else np.full(header.det_shape, self.level))}
+
+
+def test_squares_less_different_levels_are_different_terms(kernel: SimpleNamespace) -> None:
+    data = np.random.default_rng(8).normal(3, 1, (20, 5, 6)).astype(np.float32)
+    levels = {"a": None, "b": 3.0, "c": -4.5, "d": None}
+    specs = [kernel.spec(f"{__name__}:Squares", n, **({} if v is None else {"level": v})) for n, v in levels.items()]
+    found = kernel.reduce(data, *specs, kernel.spec("pattern"), ranks=2, block_bytes=1)
+    for name, level in levels.items():
+        want = np.square(data.astype(float) - (level or 0.0)).sum(axis=0)
+        np.testing.assert_allclose(found.arrays[name]["it"], want, rtol=1e-13)
+    np.testing.assert_allclose(found.arrays["pattern"]["variance"], data.astype(float).var(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "level"), [("uint16", 1.0), ("float32", float("nan"))])
+def test_a_level_is_finite_and_for_floats(kernel: SimpleNamespace, dtype: str, level: float) -> None:
+    with pytest.raises(RecipeError, match="a shift is finite float64 and for floats"):
+        kernel.reduce(np.ones((4, 5, 6), dtype), kernel.spec(f"{__name__}:Squares", "s", level=level))
 
 
 def test_centre_of_mass_by_its_definition(kernel: SimpleNamespace) -> None:

@@ -62,6 +62,17 @@ def test_without_angles_it_says_px(kernel: SimpleNamespace, axes: tuple[Axis, ..
     np.testing.assert_allclose(found.arrays["s"]["angles"], [(1.5, 1.5), (1.5, 5.5), (5.5, 1.5), (5.5, 5.5)])
 
 
+def test_reciprocal_lengths_are_angles_once_the_voltage_is_known(kernel: SimpleNamespace) -> None:
+    """300 kV: 1.9687 pm, from tables; 1/Å is ten times 1/nm."""
+    data = np.ones((2, 3, 8, 8), np.uint8)
+    axes = (Axis(name="ky", scale=2.0, offset=-7.0, unit="1/nm"), Axis(name="kx", scale=0.3, offset=1.0, unit="1/Å"))
+    facts = {"det_axes": axes, "metadata": {"high_tension_v": 300e3}}
+    found = kernel.reduce(data, kernel.spec(USE, "s", across=2), **facts)
+    assert found.scalars["s"]["angle_unit"] == "mrad"
+    want = [[(2 * y - 7) * 1.9687, (0.3 * x + 1) * 19.687] for y in (1.5, 5.5) for x in (1.5, 5.5)]
+    np.testing.assert_allclose(found.arrays["s"]["angles"], want, rtol=3e-5)
+
+
 def test_a_disc_leaves_out_what_is_outside(kernel: SimpleNamespace) -> None:
     data = frames((16, 16))
     found = kernel.reduce(data, kernel.spec(USE, "s", across=8, radius=4.0)).arrays["s"]
