@@ -44,7 +44,10 @@ def numbered(path: str, rule: re.Pattern[str], first: int) -> tuple[str, ...]:
         for entry in entries:
             other = rule.fullmatch(entry.name)
             if other and (other["stem"], other["end"].lower()) == (own["stem"], own["end"].lower()):
-                found[int(other["number"])] = os.path.join(folder, entry.name)  # noqa: PTH118
+                number = int(other["number"])
+                if number in found:
+                    raise FormatError(f"two parts have number {number}", path=path, next_step="remove one of them")
+                found[number] = os.path.join(folder, entry.name)  # noqa: PTH118
     if len(found) > MAX_PARTS:
         raise FormatError(f"more than {MAX_PARTS} parts have its name", path=path, next_step="move others elsewhere")
     if int(own["number"]) != first and first in found:
