@@ -11,7 +11,7 @@ from mpi_kernels.formats.access import os_errors
 MAX_PARTS = 100_000
 
 
-def numbered(path: str, rule: re.Pattern[str], first: int) -> tuple[str, ...]:
+def numbered(path: str, rule: re.Pattern[str], first: int | None = None) -> tuple[str, ...]:
     """All parts of an acquisition, in order of their numbers.
 
     Parameters
@@ -20,8 +20,8 @@ def numbered(path: str, rule: re.Pattern[str], first: int) -> tuple[str, ...]:
         The first part.
     rule : re.Pattern
         Matches a whole file name; its groups ``stem``, ``number`` and ``end`` must be all of it.
-    first : int
-        Number of the first part.
+    first : int, optional
+        Number of the first part; None: 0 where there is one, else 1.
 
     Returns
     -------
@@ -50,6 +50,8 @@ def numbered(path: str, rule: re.Pattern[str], first: int) -> tuple[str, ...]:
                 found[number] = os.path.join(folder, entry.name)  # noqa: PTH118
     if len(found) > MAX_PARTS:
         raise FormatError(f"more than {MAX_PARTS} parts have its name", path=path, next_step="move others elsewhere")
+    if first is None:
+        first = 0 if 0 in found else 1
     if int(own["number"]) != first and first in found:
         main = printable(os.path.basename(found[first]))  # noqa: PTH119
         raise FormatError(f"it is a later part of {main}", path=path, next_step=f"name {main}: it brings its parts")

@@ -134,12 +134,16 @@ class LayoutSource:
             self._check_numbers(start, heads, layout.numbered)
 
     def _check_numbers(self, start: int, heads: np.ndarray, first: int) -> None:
+        layout = self.layout
         for i, head in enumerate(heads, start):
+            at = i
+            if layout.offsets is not None and layout.file_of is None:  # some records of the file are left out
+                at = int(layout.offsets[i] - layout.offsets[0]) // layout.record
             number = head[:NUMBER_BYTES].tobytes().split(b",")[1:2]
             # six digits, so a long acquisition may count on from 0
-            if not number or not number[0].isdigit() or (int(number[0]) - first - i) % NUMBERS:
+            if not number or not number[0].isdigit() or (int(number[0]) - first - at) % NUMBERS:
                 told = number[0].decode("ascii", "replace") if number else "missing"
-                self._missing(i, f"its record has number {told} instead of {first + i}: a frame is missing or doubled")
+                self._missing(i, f"its record has number {told} instead of {first + at}: a frame is missing or doubled")
 
     def _turn_to(self, record: int) -> None:
         """Have the record's file open; one at a time, since a series may have more files than a process may open."""

@@ -14,11 +14,13 @@ import numpy as np
 
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete, NotThisFormat
+from mpi_kernels.formats import tiff_packed
 from mpi_kernels.formats.access import check_caps, check_table, member, os_errors, size_of
 from mpi_kernels.formats.parts import numbered
 from mpi_kernels.formats.pixels import delivered_dtype, kind_of
 from mpi_kernels.formats.plan import LayoutSource, evenly
-from mpi_kernels.formats.tiff_pages import Page, pages
+from mpi_kernels.formats.tiff_packed import PackedSource
+from mpi_kernels.formats.tiff_pages import PackedError, Page, pages
 from mpi_kernels.layout import Layout
 from mpi_kernels.protocols import Source
 
@@ -31,10 +33,11 @@ class Tiff:
 
     Layout: a directory for each page, each with the place of the next; a page's strips must follow one another.
     Smaller copies of a page (NewSubfileType 1) are left out, and all others must be alike.  ImageJ writes one
-    directory for many images where the file has more than 4 GiB.  Compressed, tiled and colour files are left to
-    rosettasciio.  Source: Adobe TIFF 6.0; BigTIFF as of libtiff; ImageJ's TiffEncoder; tifffile's ``shape``.
+    directory for many images where the file has more than 4 GiB.  Compressed and tiled pages are undone by tifffile,
+    frame by frame; colours are refused.  Source: Adobe TIFF 6.0; BigTIFF as of libtiff; ImageJ's TiffEncoder;
+    tifffile's ``shape``.
 
-    A folder is a series of one page a file, ``<stem><number>.tif``, in order of the numbers (img_10 after img_9).
+    A folder is a series of one plain page a file, ``<stem><number>.tif``, in order of the numbers (img_10 after img_9).
 
     Complete when all pages lie within the file.  Only ImageJ and tifffile say in the description how many pages
     there shall be: then that is held against the file, and the rule is exact; else it is stability.
@@ -49,14 +52,43 @@ class Tiff:
 
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
-        return LayoutSource(*_probe(path))
+        header, layout = _probe(path)
+        return PackedSource(header, path) if layout is None else LayoutSource(header, layout)
 
 
-def _probe(path: str) -> tuple[Header, Layout]:
+def _probe(path: str) -> tuple[Header, Layout | None]:
+    """What the file holds, and where; no layout where tifffile has to undo the pages."""
     if os.path.isdir(path):  # noqa: PTH112
         return _series(path)
     size = size_of(path)
-    found = _alike(path, list(pages(path)))
+    try:
+        return _plain(path, size, _alike(path, list(pages(path))))
+    except PackedError:
+        return _packed(path, size), None
+
+
+def _packed(path: str, size: int) -> Header:
+    count, shape, stored, description = tiff_packed.described(path, size)
+    scan_shape, stated = _stated(path, Page(shape, stored.str, 0, description), count)
+    if stated > count:
+        raise Incomplete(f"{count} of {stated} frames are there", path=path, frame=count, next_step="wait")
+    return _header(path, scan_shape, shape, stored, stated)
+
+
+def _header(path: str, scan_shape: tuple[int, ...], shape: tuple[int, int], stored: np.dtype, stated: int) -> Header:
+    suffix = ".tiff" if path.lower().endswith(".tiff") else ".tif"
+    return Header(
+        format="tiff",
+        kind=kind_of(scan_shape),
+        scan_shape=scan_shape,
+        det_shape=shape,
+        dtype=delivered_dtype(stored).name,
+        members=(member(path, suffix),),
+        rule="exact" if stated else "stability",
+    )
+
+
+def _plain(path: str, size: int, found: Sequence[Page]) -> tuple[Header, Layout]:
     first = found[0]
     scan_shape, stated = _stated(path, first, len(found))
     offsets = np.array([p.offset for p in found], np.int64)
@@ -73,16 +105,7 @@ def _probe(path: str) -> tuple[Header, Layout]:
             frame=whole,
             next_step="wait for the writer, or copy the file again",
         )
-    suffix = ".tiff" if path.lower().endswith(".tiff") else ".tif"
-    header = Header(
-        format="tiff",
-        kind=kind_of(scan_shape),
-        scan_shape=scan_shape,
-        det_shape=first.shape,
-        dtype=delivered_dtype(np.dtype(first.dtype)).name,
-        members=(member(path, suffix),),
-        rule="exact" if stated else "stability",
-    )
+    header = _header(path, scan_shape, first.shape, np.dtype(first.dtype), stated)
     return header, evenly(Layout(files=(path,), dtype=first.dtype, payload=first.size, offsets=offsets))
 
 
@@ -136,8 +159,7 @@ def _series(path: str) -> tuple[Header, Layout]:
     if not names or None in rules or len(stems) != 1:
         raise NotThisFormat("the folder is no series: its TIFF files are not named <stem><number>.tif", path=path)
     lowest = min((r for r in rules if r), key=lambda r: int(r["number"]))
-    start = int(lowest["number"])
-    files = numbered(os.path.join(path, lowest.string), _RULE, min(start, 1))  # noqa: PTH118
+    files = numbered(os.path.join(path, lowest.string), _RULE)  # noqa: PTH118
     check_table(path, len(files))
     found = [_only_page(f, i) for i, f in enumerate(files)]
     _alike(path, found)

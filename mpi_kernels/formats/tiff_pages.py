@@ -39,6 +39,10 @@ class Page:
         return self.shape[0] * self.shape[1] * int(self.dtype[2:])
 
 
+class PackedError(NotThisFormat):
+    """A TIFF file whose pixels do not lie in one piece as they are."""
+
+
 class _File:
     """Reads small pieces of one file through a window; a piece behind the end is `Incomplete`."""
 
@@ -74,7 +78,9 @@ def pages(path: str) -> Iterator[Page]:
     Raises
     ------
     NotThisFormat
-        No TIFF, or pixels that do not lie in one piece as they are: compressed, tiled, several samples, odd bits.
+        No TIFF.
+    PackedError
+        Compressed, in tiles, several samples, odd bits, strips that do not follow one another.
     Incomplete
         A directory lies behind the end of the file; names the page.
     FormatError
@@ -146,12 +152,7 @@ def _page(path: str, order: str, tags: Mapping[int, Sequence[int | bytes]], *, d
     bits, kind = number(BITS, 1), _KINDS.get(number(SAMPLE_FORMAT, 1))
     compression, samples = number(COMPRESSION, 1), number(SAMPLES, 1)
     if compression != 1 or samples != 1 or TILES in tags or bits not in (8, 16, 32, 64) or kind is None:
-        raise NotThisFormat(
-            f"its pixels are not plain: compression {compression}, {samples} samples of {bits} bits"
-            + (", in tiles" if TILES in tags else ""),
-            path=path,
-            next_step="pip install 'emflow[formats]' reads most of these; uncompressed grey TIFF is read without",
-        )
+        raise PackedError(f"compression {compression}, {samples} samples of {bits} bits", path=path)
     if kind == "f" and bits == 8:
         raise FormatError("floats of 8 bits", path=path, next_step="copy the file again")
     shape = (number(LENGTH, 0), number(WIDTH, 0))
@@ -160,7 +161,7 @@ def _page(path: str, order: str, tags: Mapping[int, Sequence[int | bytes]], *, d
     if min(shape) < 1 or not offsets:
         raise FormatError(f"a page of {shape[0]} x {shape[1]} pixels, no strips", path=path, next_step="copy it again")
     if len(offsets) > 1 and any(a + c != b for a, c, b in zip(offsets, counts, offsets[1:], strict=False)):
-        raise NotThisFormat("the strips of a page do not follow one another", path=path)
+        raise PackedError("the strips of a page do not follow one another", path=path)
     if sum(counts) < wanted and counts:
         raise FormatError(
             f"a page has {sum(counts)} bytes for {shape[0]} x {shape[1]} pixels", path=path, next_step="copy it again"
