@@ -36,12 +36,17 @@ WIDE = 0x0220
 _TYPES = {1: "|u1", 2: "<u2", 3: "<u4", 4: "|i1", 5: "<i2", 6: "<i4", 7: "<f4", 8: "<f8"}
 _ELEMENT = struct.Struct("<ddiddihii")
 _NAME = re.compile(r"(?P<stem>.*)(?P<end>_\d+\.ser)", re.IGNORECASE | re.DOTALL)
+_TAG_BYTES = {0x4152: 8, 0x4142: 24}
+"""Bytes of what stands behind each element: type and time, for 0x4142 and the position."""
+
 TEXT_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
     offsets: np.ndarray
+    end: int
+    """Byte behind the last element's tag."""
     scan_shape: tuple[int, ...]
     calibrations: tuple[tuple[float, float, str], ...]
     """Of the scan's axes."""
@@ -90,6 +95,8 @@ def _probe(path: str) -> tuple[Header, Layout]:
         raise Incomplete(
             f"{late[0]} of {frames} frames are there ({size} bytes)", path=path, frame=int(late[0]), next_step="wait"
         )
+    if series.end > size:
+        raise Incomplete("the last frame's tag is not whole", path=path, frame=frames - 1, next_step="wait")
     layout = Layout(
         files=(path,),
         dtype=dtype,
@@ -126,7 +133,7 @@ def _series(path: str, size: int) -> _Series:
     head = read_at(path, 0, 34)
     starts_like(head[:4], MAGIC, path, "TIA series")
     head = read_exactly(path, 0, 34, "its header")
-    version, kind, _, asked, valid = struct.unpack_from("<HIIII", head, 4)
+    version, kind, tags, asked, valid = struct.unpack_from("<HIIII", head, 4)
     if kind != IMAGES:
         raise FormatError(
             f"its elements are of type {kind:#x}, not images", path=path, next_step="spectra are not read"
@@ -144,16 +151,18 @@ def _series(path: str, size: int) -> _Series:
             f"{valid} of {asked} frames are valid, in {dimensions} dimensions", path=path, next_step="copy it again"
         )
     width = 8 if wide else 4
-    if table + width * asked > size:
+    if table + 2 * width * asked > size:
         raise Incomplete(f"its table of offsets ends after byte {size}", path=path, frame=0, next_step="wait")
-    offsets = np.frombuffer(read_exactly(path, table, width * asked, "its offsets"), f"<u{width}").astype(np.int64)
+    tables = np.frombuffer(read_exactly(path, table, 2 * width * asked, "its offsets"), f"<u{width}")
+    offsets = np.minimum(tables[:asked].astype(np.uint64), 1 << 62).astype(np.int64)
+    end = int(tables[-1]) + _TAG_BYTES.get(tags, 0)
     if (offsets < 34).any():
         bad = int(np.argmax(offsets < 34))
         raise Incomplete(f"frame {bad} has no place in the file yet", path=path, frame=bad, next_step="wait")
     shape, calibrations = _dimensions(path, 34 if wide else 30, dimensions)
     if len(shape) == 2 and shape[0] * shape[1] == asked:
-        return _Series(offsets, shape, calibrations)
-    return _Series(offsets, (asked,), calibrations if shape == (asked,) else ())
+        return _Series(offsets, end, shape, calibrations)
+    return _Series(offsets, end, (asked,), calibrations if shape == (asked,) else ())
 
 
 def _dimensions(path: str, at: int, count: int) -> tuple[tuple[int, ...], tuple[tuple[float, float, str], ...]]:

@@ -28,7 +28,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     | {"emflow.journal", "emflow.journal_database", "emflow.journal_rows", "emflow.journal_schema"}
     | {"emflow.watch", "emflow.prober", "emflow.probe_child", "emflow.schedulers"}
     | {"emflow.blocks", "emflow.copying", "emflow.transfer"}
-    | {"emflow.exact", "emflow.synthetic", "emflow.synthetic_hdf5"}
+    | {"emflow.exact", "emflow.synthetic", "emflow.synthetic_hdf5", "emflow.synthetic_vendor"}
     | {"emflow.microscope"},
     frozenset({"emflow.steps", "emflow.pipeline", "emflow.rebuild", "emflow.agent"}),
     frozenset({"emflow.timeline", "emflow.checks", "emflow.direct", "emflow.demo", "emflow.cli", "emflow.__main__"}),
