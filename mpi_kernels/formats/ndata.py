@@ -167,7 +167,7 @@ def _zip64(extra: bytes, packed: int, size: int, path: str) -> tuple[int, int]:
 def _cut(path: str, name: str, one: _Member, size: int) -> Incomplete | FormatError:
     """The error for a member that ends behind the end of the file, with the frame where it can be told."""
     frame = None
-    if name == "data.npy":
+    if name == "data.npy" and size > one.start:
         array = read_header(path, one.start)
         if not array.fortran:
             _, _, det_shape = split_shape(array.shape, path)

@@ -128,7 +128,7 @@ def _directory(file: _File, order: str, big: bool, at: int) -> tuple[dict[int, t
     tags: dict[int, tuple[int | bytes, ...]] = {}
     for i in range(count):
         tag, kind, n = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, i * entry)
-        if tag not in _WANTED or kind not in _TYPES:
+        if tag not in _WANTED or kind not in _TYPES or not n or (kind == 2) != (tag == DESCRIPTION):
             continue
         if n > (TEXT_LIMIT if kind == 2 else MAX_STRIPS):
             raise FormatError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpi_kernels.contract import Axis, Header, Scalar
 from mpi_kernels.errors import FormatError, Incomplete, NotThisFormat
-from mpi_kernels.formats.access import check_caps, check_table, member, read_at, size_of
+from mpi_kernels.formats.access import check_caps, check_table, member, read_at, read_exactly, size_of
 from mpi_kernels.formats.parts import numbered
 from mpi_kernels.formats.pixels import IMAGE_AXES
 from mpi_kernels.formats.plan import LayoutSource
@@ -39,8 +39,9 @@ class Tvips:
     and bytes of a frame header (version 1 has 12 always).  Frames follow, each behind its header; ``_001``, ``_002``
     and so on go on without any file header.  Source: rosettasciio's ``tvips`` reader (read, not copied).
 
-    No part says how many frames there will be, so the rule is stability; each part must end with a whole frame, and
-    no part between others may be missing.  It is a stack: the recipe's ``scan_shape`` makes it a scan.
+    No part says how many frames there will be, so the rule is stability; each part must end with a whole frame, no
+    part between others may be missing, nor may frames between parts by their numbers.  It is a stack: the recipe's
+    ``scan_shape`` makes it a scan.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".tvips",)
@@ -66,6 +67,7 @@ def _probe(path: str) -> tuple[Header, Layout]:
     check_caps(path, sum(counts), payload)
     layout = Layout(files=parts, dtype="|u1" if bits == 8 else "<u2", payload=payload, lead=lead, first=first)
     if len(parts) > 1:
+        _check_numbers(parts, counts, first, layout.record)
         check_table(path, sum(counts))
         starts = [layout.record * np.arange(n, dtype=np.int64) + (0 if i else first) for i, n in enumerate(counts)]
         file_of = np.repeat(np.arange(len(parts), dtype=np.int32), counts)
@@ -119,6 +121,24 @@ def _frames(parts: tuple[str, ...], sizes: list[int], first: int, record: int) -
                 f"{rest} of {record} bytes of a frame are there", path=part, frame=sum(counts), next_step="wait"
             )
     return counts
+
+
+def _check_numbers(parts: tuple[str, ...], counts: list[int], first: int, record: int) -> None:
+    """Frames are missing at the end of a part that counts up by ones if the next part's number is beyond the next one.
+
+    Numbers begin anew now and then, so a smaller one is no fault, and neither are headers without numbers.
+    """
+
+    def number(part: int, frame: int) -> int:
+        at = (0 if part else first) + frame * record
+        return int.from_bytes(read_exactly(parts[part], at, 4, "a frame header"), "little")
+
+    for i, count in enumerate(counts[:-1]):
+        begin, end, after = number(i, 0), number(i, count - 1), number(i + 1, 0)
+        if end == begin + count - 1 and after > end + 1:
+            frame = sum(counts[: i + 1])
+            told = f"it ends with frame number {end}, and the next part begins with {after}"
+            raise Incomplete(told, path=parts[i], frame=frame, next_step="copy the parts again")
 
 
 def _described(path: str, first: int) -> tuple[tuple[Axis, ...], dict[str, Scalar]]:
