@@ -197,7 +197,9 @@ def write_dm(
     thumbs = group("Thumbnails", group("", value("ImageIndex", [5], struct.pack(order + "I", 0))))
     struct_tag = value("Rectangle", [15, 0, 2, 0, 3, 0, 3], bytes(8))
     body = b"\0\0" + struct.pack(word, 4) + images + thumbs + struct_tag + text("End", "of tags")
-    path.write_bytes(struct.pack(">I", version) + struct.pack(word, len(body)) + struct.pack(">I", order == "<") + body)
+    path.write_bytes(
+        struct.pack(">I", version) + struct.pack(word, len(body)) + struct.pack(">I", order == "<") + body + bytes(8)
+    )
     return path
 
 

@@ -21,6 +21,9 @@ MAX_INFO = 1 << 12
 TEXT_LIMIT = 512
 """Values of an array of 16-bit numbers up to which it may be a text."""
 
+END_BYTES = 8
+"""Zeros behind the last tag."""
+
 # type of a simple value: struct's letter
 _SIMPLE = {2: "h", 3: "i", 4: "H", 5: "I", 6: "f", 7: "d", 8: "?", 9: "b", 10: "B", 11: "q", 12: "Q"}
 _STRUCT, _STRING, _ARRAY = 15, 18, 20
@@ -73,9 +76,12 @@ class _Walk:
         if version not in (3, 4):
             raise self._wrong(f"version {version} is not 3 or 4")
         self._wide = version == 4
-        self._word()  # its length, which some writers leave wrong
+        length = self._word()
         self._tree.order = "<" if self._int(">I") else ">"
+        begin = self._file.tell()
         self._group("", 0, root=True)
+        if self._file.tell() == begin + length:  # some writers leave it wrong
+            self._take(END_BYTES)
         return self._tree
 
     def _group(self, where: str, depth: int, *, root: bool = False) -> None:

@@ -159,6 +159,8 @@ def _series(path: str) -> tuple[Header, Layout]:
     if not names or None in rules or len(stems) != 1:
         raise NotThisFormat("the folder is no series: its TIFF files are not named <stem><number>.tif", path=path)
     lowest = min((r for r in rules if r), key=lambda r: int(r["number"]))
+    if int(lowest["number"]) > 1:
+        raise NotThisFormat("the folder is no series: its numbers do not begin with 0 or 1", path=path)
     files = numbered(os.path.join(path, lowest.string), _RULE)  # noqa: PTH118
     check_table(path, len(files))
     found = [_only_page(f, i) for i, f in enumerate(files)]

@@ -57,6 +57,8 @@ class Zarr:
 def _probe(path: str) -> tuple[Header, Array]:
     if not os.path.isdir(path):  # noqa: PTH112
         raise NotThisFormat("a Zarr array is a folder", path=path)
+    if not any(os.path.isfile(os.path.join(path, n)) for n in (zarr_array.V2, zarr_array.V3, ".zgroup")):  # noqa: PTH113, PTH118
+        raise NotThisFormat("it has no description of a Zarr array or group", path=path)
     array, described = _find(path)
     _, scan_shape, det_shape = split_shape(array.shape, path)
     if len(scan_shape) + 2 != len(array.shape):
