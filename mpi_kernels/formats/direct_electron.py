@@ -5,6 +5,7 @@ Source: rosettasciio's ``mrc`` reader (read, not copied) and real files of DE-MC
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def scan(path: str, frames: int) -> Scan:
     info = _info(info_path)
     _check_finished(path, info_path, info, frames)
     members = [member(info_path, INFO)]
-    metadata: dict[str, Scalar] = {ours: info[name][:128] for name, ours in _FACTS.items() if info.get(name)}
+    metadata = {ours: _scalar(info[name]) for name, ours in _FACTS.items() if info.get(name)}
     scanning = info.get("Scan - Enable") == "Enable"
     scan_shape: tuple[int, ...] = (frames,)
     warnings: tuple[str, ...] = ()
@@ -88,6 +89,14 @@ def scan(path: str, frames: int) -> Scan:
         metadata=metadata,
         warnings=warnings,
     )
+
+
+def _scalar(text: str) -> Scalar:
+    try:
+        value = float(text)
+    except ValueError:
+        return text[:128]
+    return value if math.isfinite(value) else text[:128]
 
 
 def _beside(path: str, suffix: str) -> str | None:

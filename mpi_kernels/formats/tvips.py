@@ -146,7 +146,7 @@ def _described(path: str, first: int) -> tuple[tuple[Axis, ...], dict[str, Scala
     pixel, volts, magnification = head[9:12]
     mode = read_at(path, first + _MODE_AT, 4)
     diffraction = head[1] == 2 and mode == DIFFRACTION.to_bytes(4, "little")
-    facts: dict[str, Scalar] = {"high_tension_v": volts, "binning": head[7]}
+    facts: dict[str, Scalar] = {"high_tension": volts, "binning": head[7]}
     facts["camera_length" if diffraction else "magnification"] = magnification
     unit = "1/nm" if diffraction else "nm"
     axes = tuple(Axis(name=n, scale=float(pixel), unit=unit) for n in IMAGE_AXES) if pixel else ()
