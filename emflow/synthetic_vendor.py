@@ -109,6 +109,18 @@ def write_ser(scan: ExactScan, path: Path, *, wide: bool = True, valid: int | No
     return path
 
 
+def write_seq(scan: ExactScan, path: Path, *, version: int = 5, announced: bool = True, tail: int = 40) -> Path:
+    """A StreamPix sequence, ``tail`` bytes of time stamp and padding behind each frame."""
+    (rows, columns), bits = scan.det_shape, 8 * scan.dtype.itemsize
+    payload = rows * columns * bits // 8
+    sizes = (columns, rows, bits, bits, payload, 100, scan.count if announced else 0, 0, payload + tail)
+    head = bytearray(8192 if version >= 5 else 1024)
+    struct.pack_into("<I24sii", head, 0, 0xFEED, "Norpix seq".encode("utf-16-le"), version, 1024)
+    struct.pack_into("<9Id", head, 548, *sizes, 400.0)
+    path.write_bytes(bytes(head) + b"".join(f.tobytes() + b"\x99" * tail for f in _all(scan)))
+    return path
+
+
 def write_tiff(
     scan: ExactScan, path: Path, *, order: ByteOrder = "<", big: bool = False, description: str = "", strips: int = 1
 ) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from emflow.synthetic_vendor import (
     write_ndata,
     write_nordif,
     write_ripple,
+    write_seq,
     write_ser,
     write_tvips,
     write_velox,
@@ -34,6 +36,7 @@ from mpi_kernels.formats.ndata import Ndata
 from mpi_kernels.formats.nordif import Nordif
 from mpi_kernels.formats.raw import Raw
 from mpi_kernels.formats.rsciio import Rsciio
+from mpi_kernels.formats.seq import Seq
 from mpi_kernels.formats.ser import Ser
 from mpi_kernels.formats.tvips import Tvips
 from mpi_kernels.formats.velox import Velox
@@ -211,6 +214,21 @@ def test_a_movie_waits_for_what_belongs_to_it(tmp_path: Path) -> None:
         Mrc().probe(os.fspath(path))
 
 
+# --- StreamPix
+
+
+@pytest.mark.parametrize("version", [3, 5])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_seq_versions(tmp_path: Path, version: int, dtype: str) -> None:
+    scan = ExactScan((6,), (4, 5), dtype)
+    path = write_seq(scan, tmp_path / "a.seq", version=version)
+    header, frames = read(Seq(), path)
+    assert (header.dtype, header.rule, len(header.warnings)) == (dtype, "exact", 1)
+    np.testing.assert_array_equal(frames, scan.frames(0, 6))
+    (tmp_path / "a.seq.gain.mrc").write_bytes(b"x")
+    assert "not applied: .gain.mrc" in Seq().probe(os.fspath(path)).warnings[1]
+
+
 # --- TIA
 
 
@@ -381,3 +399,15 @@ def test_a_ripple_file_whose_numbers_are_short(tmp_path: Path) -> None:
     edited(write_ripple(STACK, path), "record-by\timage", "record-by\tvector")
     with pytest.raises(FormatError, match="no stack"):
         Rsciio().probe(os.fspath(path))
+
+
+def test_one_file_alone_imports_rosettasciio() -> None:
+    """It is under the GPL: emflow works without it, and nothing else leans on it."""
+    root = Path(__file__).resolve().parents[3]
+    using = [
+        path.relative_to(root).as_posix()
+        for package in ("emflow", "mpi_kernels")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"^\s*(?:from|import) rsciio\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert using == ["mpi_kernels/formats/rsciio.py"]

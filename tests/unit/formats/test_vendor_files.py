@@ -21,6 +21,7 @@ from emflow.synthetic_vendor import (
     write_ndata,
     write_nordif,
     write_ripple,
+    write_seq,
     write_ser,
     write_tiff,
     write_tvips,
@@ -35,6 +36,7 @@ from mpi_kernels.formats.ndata import Ndata
 from mpi_kernels.formats.nordif import Nordif
 from mpi_kernels.formats.plan import offset
 from mpi_kernels.formats.rsciio import Rsciio
+from mpi_kernels.formats.seq import Seq
 from mpi_kernels.formats.ser import Ser
 from mpi_kernels.formats.tiff import Tiff
 from mpi_kernels.formats.tvips import Tvips
@@ -61,6 +63,8 @@ CASES: dict[str, tuple[Format, ExactScan, Callable[[Path], Path], int]] = {
     "ndata-zip64": (Ndata(), SCAN, lambda f: write_ndata(SCAN, f / "a.ndata1", zip64=True), 180),
     "nordif": (Nordif(), BYTES, lambda f: write_nordif(BYTES, f / "Pattern.dat"), 8),
     "ripple": (Rsciio(), STACK, lambda f: write_ripple(STACK, f / "a.rpl"), 120),
+    "seq": (Seq(), STACK, lambda f: write_seq(STACK, f / "a.seq", version=4), 620),
+    "seq-endless": (Seq(), STACK, lambda f: write_seq(STACK, f / "a.seq", version=4, announced=False), 620),
     "ser": (Ser(), STACK, lambda f: write_ser(STACK, f / "a_1.ser"), 220),
     "ser-narrow": (Ser(), SCAN, lambda f: write_ser(SCAN, f / "a.ser", wide=False), 220),
     "tiff": (Tiff(), STACK, lambda f: write_tiff(STACK, f / "a.tif", strips=3), 300),
@@ -71,10 +75,10 @@ CASES: dict[str, tuple[Format, ExactScan, Callable[[Path], Path], int]] = {
     "tvips-1": (Tvips(), STACK, lambda f: write_tvips(STACK, f / "b_000.tvips", version=1, parts=(3,)), 60),
     "velox": (Velox(), STACK, lambda f: write_velox(STACK, f / "a.emd", chunk=(2, 4, 3)), 0),
 }
-RISING = ("tiff", "tiff-big", "tvips", "tvips-1", "velox")
+RISING = ("seq-endless", "tiff", "tiff-big", "tvips", "tvips-1", "velox")
 """Nothing in them says how many frames there shall be: a shorter file may be a shorter stack."""
 
-NAMING = ("blo", "mrc", "mrc-big-endian", "de", "ndata", "ndata-zip64", "nordif", "ser", "ser-narrow", "tvips")
+NAMING = ("blo", "mrc", "mrc-big-endian", "de", "ndata", "ndata-zip64", "nordif", "seq", "ser", "ser-narrow", "tvips")
 """Where a file that is cut off says which frame is the first missing one."""
 
 every_case = pytest.mark.parametrize("case", CASES)
