@@ -26,17 +26,19 @@ _RIPPLE = ("width", "height", "depth", "offset", "data-length", "data-type", "by
 
 
 class Rsciio:
-    """What rosettasciio reads and emflow does not: Ripple (.rpl with .raw) and Panta Rhei (.prz).
+    """What rosettasciio reads and emflow does not: Lispix's Ripple, .rpl with .raw.
 
     Frames are taken from the lazy array in pieces of whole frames, which it is asked for; it is never reshaped.
-    A file must keep its size while it is read: these readers map it into memory.  Source: rosettasciio's
-    documentation of ``rsciio.ripple`` and ``rsciio.pantarhei``; NIST's Lispix for Ripple.
+    A file must keep its size while it is read: the reader maps it into memory.  Source: rosettasciio's documentation
+    of ``rsciio.ripple``; NIST's Lispix.
 
-    Ripple is complete when every key is there and the .raw file has the size that they give; Panta Rhei when
-    rosettasciio opens it.  The rule is stability for both.
+    Complete when every key is there and the .raw file has the size that they give; the rule is stability.
+
+    Panta Rhei (.prz) is left out on purpose: the order of its axes stands in a pickle, which is not read, and without
+    it frames come out transposed.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = (".rpl", ".prz")
+    suffixes: ClassVar[tuple[str, ...]] = (".rpl",)
 
     def probe(self, path: str) -> Header:
         """Let rosettasciio read the header; no pixels are read."""
@@ -48,15 +50,11 @@ class Rsciio:
 
 
 def _probe(path: str) -> tuple[Header, Any]:
-    lower = path.lower()
-    suffix = next((s for s in Rsciio.suffixes if lower.endswith(s)), None)
-    if suffix is None:
+    if not path.lower().endswith(Rsciio.suffixes):
         raise NotThisFormat(f"files that rosettasciio is asked for end in {', '.join(Rsciio.suffixes)}", path=path)
     size_of(path)
-    members = [member(path, suffix)]
-    if suffix == ".rpl":
-        members.append(member(_check_ripple(path), ".raw"))
-    data, described = _lazy(path, suffix)
+    members = (member(path, ".rpl"), member(_check_ripple(path), ".raw"))
+    data, described = _lazy(path)
     signal = [a for a in described if not a.get("navigate")]
     if len(signal) != 2 or any(a.get("navigate") for a in described[-2:]) or not 2 <= data.ndim <= 4:
         raise FormatError(
@@ -75,7 +73,7 @@ def _probe(path: str) -> tuple[Header, Any]:
         scan_shape=scan_shape,
         det_shape=det_shape,
         dtype=delivered_dtype(stored).name,
-        members=tuple(members),
+        members=members,
         rule="stability",
         scan_axes=scan_axes,
         det_axes=det_axes,
@@ -84,24 +82,21 @@ def _probe(path: str) -> tuple[Header, Any]:
     return header, data
 
 
-def _lazy(path: str, suffix: str) -> tuple[Any, Sequence[Mapping[str, Any]]]:
+def _lazy(path: str) -> tuple[Any, Sequence[Mapping[str, Any]]]:
     """The lazy array in chunks of one frame, and its axes."""
-    read = _reader(path, suffix)
+    read = _reader(path)
     with _errors(path):
         first = read(path, lazy=True)[0]["data"]
         one = read(path, lazy=True, chunks=(1,) * (first.ndim - 2) + tuple(first.shape[-2:]))[0]
     return one["data"], one["axes"]
 
 
-def _reader(path: str, suffix: str) -> Callable[..., Any]:
+def _reader(path: str) -> Callable[..., Any]:
     try:
-        if suffix == ".rpl":
-            from rsciio.ripple import file_reader
-        else:
-            from rsciio.pantarhei import file_reader
+        from rsciio.ripple import file_reader
     except ImportError as error:
         raise FormatError(
-            f"{suffix} files are read through rosettasciio, which is not installed",
+            "Ripple files are read through rosettasciio, which is not installed",
             path=path,
             next_step="pip install 'emflow[formats]'",
         ) from error
