@@ -31,7 +31,9 @@ EXTRAS = {
     "cryptography": "microscope",
     "pyslurm": "slurm",
     "cupy-cuda12x": "gpu",
+    "numcodecs": "formats",
     "rosettasciio": "formats",
+    "tifffile": "formats",
 }
 """Optional packages and the extra that brings each."""
 

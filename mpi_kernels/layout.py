@@ -51,7 +51,8 @@ class Layout:
         What every record must start with; checked at each read.
     numbered : int, optional
         Number of the first record, where each record carries its number as the second of comma-separated fields of
-        its lead (Merlin's); they must follow one another, or a frame is missing or doubled.
+        its lead (Merlin's); they must follow one another, or a frame is missing or doubled.  With ``offsets`` into one
+        file, records between them count too.
     decode : str, optional
         ``module:function`` for pixels that are not plain numbers in C order: ``decode(stored, out, **decode_with)``
         turns (n, payload) uint8 into (n, det_y, det_x).

@@ -102,7 +102,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Format(Protocol):
-    """A file format: ``suffixes`` is a cheap first choice, ``probe`` decides."""
+    """A file format: ``suffixes`` is a cheap first choice, ``probe`` decides.
+
+    A format whose acquisitions may be folders says so with ``folders = True``; the others are never asked about one.
+    """
 
     suffixes: ClassVar[tuple[str, ...]]
 

@@ -21,6 +21,9 @@ MAX_FRAME_BYTES = 1 << 30
 MAX_FRAMES = 1 << 40
 """What no detector reaches; a damaged header that claims more is refused before anything is allocated."""
 
+MAX_TABLE = 1 << 26
+"""Records of a file whose place has to be kept one by one: 512 MiB of offsets."""
+
 _NEVER = {
     errno.ENOENT: "check that the file was not moved or deleted",
     errno.EACCES: "give the account that runs emflow read permission",
@@ -94,6 +97,16 @@ def read_at(path: str, offset: int, count: int) -> bytes:
     return b"".join(pieces)
 
 
+def read_exactly(path: str, offset: int, count: int, what: str) -> bytes:
+    """``count`` bytes from ``offset``; `Incomplete` if the file ends before, named by ``what`` they are."""
+    data = read_at(path, offset, count)
+    if len(data) < count:
+        raise Incomplete(
+            f"{len(data)} of {count} bytes of {what} are there", path=path, next_step="wait for the writer"
+        )
+    return data
+
+
 def sibling(path: str, suffix: str) -> str | None:
     """The file with the same stem and another suffix, in lower, upper or the given case; None if there is none."""
     stem = os.path.splitext(path)[0]  # noqa: PTH122
@@ -141,6 +154,16 @@ def check_caps(path: str, frames: int, frame_bytes: int) -> None:
             f"its header claims {frames} frames of {frame_bytes} bytes, which can't be",
             path=path,
             next_step=f"frames may have 1 to {MAX_FRAME_BYTES} bytes; copy the file again from the microscope",
+        )
+
+
+def check_table(path: str, records: int) -> None:
+    """Refuse a table of offsets that would fill the memory."""
+    if records > MAX_TABLE:
+        raise FormatError(
+            f"{records} records would have to be listed one by one; at most {MAX_TABLE} are",
+            path=path,
+            next_step="check its header: frames of a few bytes are a sign of damage",
         )
 
 

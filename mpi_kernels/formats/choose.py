@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from mpi_kernels.contract import Header
@@ -18,7 +19,7 @@ def choose(path: str, formats: Mapping[str, Format]) -> tuple[str, Header]:
     Parameters
     ----------
     path : str
-        The main file of an acquisition.
+        The main file of an acquisition, or the folder that is one (Zarr, a series of TIFF files).
     formats : mapping of str to Format
         Formats by name, asked in this order.
 
@@ -31,12 +32,16 @@ def choose(path: str, formats: Mapping[str, Format]) -> tuple[str, Header]:
     NotThisFormat
         No format knows it; the text names all formats and their suffixes.
     """
-    size_of(path)
+    folder = os.path.isdir(path)  # noqa: PTH112 - a str path keeps names that are not UTF-8 as they are
+    if not folder:
+        size_of(path)
     lower = path.lower()
     asked = {n: f for n, f in formats.items() if any(lower.endswith(s) for s in f.suffixes)} or formats
     later: Incomplete | None = None
     never: FormatError | None = None
     for name, candidate in asked.items():
+        if folder and not getattr(candidate, "folders", False):
+            continue
         try:
             return name, candidate.probe(path)
         except Incomplete as error:
@@ -49,5 +54,7 @@ def choose(path: str, formats: Mapping[str, Format]) -> tuple[str, Header]:
         raise later
     if never is not None:
         raise never
+    if folder:
+        size_of(path)  # says that it is one
     known = "; ".join(f"{n} ({', '.join(f.suffixes)})" for n, f in formats.items())
     raise NotThisFormat("no format knows this file", path=path, next_step=f"known formats: {known}")

@@ -1,4 +1,4 @@
-"""Arrays in Fortran order: the pixels of one frame lie scattered over the whole file."""
+"""Arrays whose planes are detector pixels: the pixels of one frame lie scattered over the whole file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ PIECE_BYTES = 8 << 20
 WARNING = "stored in Fortran order: every block of frames reads from all over the file; write C order for speed"
 
 
-class FortranSource:
-    """Frames of an array whose first axis varies fastest.
+DETECTOR_FIRST = (
+    "stored with the detector before the scan: every block of frames reads from all over the file; "
+    "swap the axes in the program that wrote it for speed"
+)
 
-    The file holds one plane (all scan positions, y fastest) for each detector pixel.  A block of frames needs its
-    span out of every plane, so memory stays at `PIECE_BYTES` but the time grows with planes times blocks.
+
+class FortranSource:
+    """Frames of an array whose first axis varies fastest, or whose detector axes come before those of the scan.
+
+    The file holds one plane for each detector pixel: all scan positions, y fastest, or x if ``detector_first``.  A
+    block of frames needs its span out of every plane, so memory stays at `PIECE_BYTES` but the time grows with planes
+    times blocks.
 
     Parameters
     ----------
@@ -33,16 +40,19 @@ class FortranSource:
         Byte at which the array begins.
     dtype : numpy.dtype
         Pixel type in the file.
+    detector_first : bool
+        C order of ``(det_y, det_x, scan_y, scan_x)``, as Gatan and Velox write it, instead of Fortran order.
     """
 
     align = 1
     layout = None
 
-    def __init__(self, header: Header, path: str, start: int, dtype: np.dtype) -> None:
+    def __init__(self, header: Header, path: str, start: int, dtype: np.dtype, *, detector_first: bool = False) -> None:
         self.header = header
         self._path = path
         self._start = start
         self._dtype = dtype
+        self._detector_first = detector_first
         with os_errors(path):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -61,13 +71,16 @@ class FortranSource:
             count = min(max(1, group), pixels - pixel)
             values = self._values(pixel * plane + low, (count - 1) * plane + high - low, start)
             for k in range(count):
-                x, y = divmod(pixel + k, size_y)  # planes: det_y fastest
+                if self._detector_first:
+                    y, x = divmod(pixel + k, size_x)
+                else:
+                    x, y = divmod(pixel + k, size_y)  # planes: det_y fastest
                 out[:, y, x] = values[k * plane + at - low]
 
     def _positions(self, start: int, stop: int) -> np.ndarray:
         """Index of each frame inside a plane: (stop - start,) int64."""
         index = np.arange(start, stop)
-        if len(self.header.scan_shape) < 2:
+        if len(self.header.scan_shape) < 2 or self._detector_first:
             return index
         rows, columns = self.header.scan_shape
         y, x = np.divmod(index, columns)

@@ -8,14 +8,13 @@ from typing import ClassVar
 
 from mpi_kernels.contract import Header, Kind, Scalar
 from mpi_kernels.errors import FormatError, Incomplete
-from mpi_kernels.formats import merlin_raw
+from mpi_kernels.formats import merlin_raw, merlin_series
 from mpi_kernels.formats.access import (
     check_caps,
     expect_size,
     member,
     read_at,
     read_sidecar,
-    sibling,
     size_of,
     starts_like,
 )
@@ -70,8 +69,12 @@ class Merlin:
     (endless), the number of frames is what the size gives and the rule is stability.  The Merlin software writes the
     .hdr before the first frame.
 
+    A series in several files, ``<stem><number>.mib`` with one ``<stem>.hdr``, is read through its first file
+    (`merlin_series`).
+
     The scan shape is ``ScanY, ScanX`` of the .hdr (software 1.5), else one row per trigger if that divides the
-    frames; else it is a stack and the recipe's ``scan_shape`` makes it a scan.
+    frames; else it is a stack and the recipe's ``scan_shape`` makes it a scan.  One frame more in each row than ScanX
+    (line skip) is the flyback's, and is left out with a warning.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".mib",)
@@ -91,22 +94,31 @@ def _probe(path: str) -> tuple[Header, Layout]:
     frame = _frame(path)
     plan, det_shape, dtype, warnings = _plan(path, frame)
     check_caps(path, 1, plan.record)
-    hdr_path = sibling(path, ".hdr")
+    parts, hdr_path = merlin_series.parts(path)
     hdr = _hdr(hdr_path) if hdr_path else {}
     announced = _count(hdr, FRAMES, hdr_path)
-    frames = announced or size // plan.record
-    check_caps(path, max(1, frames), plan.record)
-    # without an announced number, a started frame must still be finished
-    expect_size(path, size, 0, plan.record, frames if announced else -(-size // plan.record))
+    if len(parts) > 1:
+        plan, frames = merlin_series.joined(plan, parts, announced)
+    else:
+        frames = announced or size // plan.record
+        check_caps(path, max(1, frames), plan.record)
+        # without an announced number, a started frame must still be finished
+        expect_size(path, size, 0, plan.record, frames if announced else -(-size // plan.record))
     kind, scan_shape = _scan(hdr, frames, hdr_path)
-    members = [member(path, ".mib"), *([member(hdr_path, ".hdr")] if hdr_path else [])]
+    skipped = merlin_series.without_flyback(
+        plan, (_count(hdr, "ScanY", hdr_path), _count(hdr, "ScanX", hdr_path)), frames
+    )
+    if skipped is not None:
+        plan, kind, scan_shape = skipped.layout, "4d", skipped.scan_shape
+        warnings = (*warnings, skipped.warning)
+    members = [member(p, merlin_series.suffix(p, parts)) for p in parts]
     header = Header(
         format="merlin",
         kind=kind,
         scan_shape=scan_shape,
         det_shape=det_shape,
         dtype=dtype,
-        members=tuple(members),
+        members=(*members, *((member(hdr_path, ".hdr"),) if hdr_path else ())),
         rule="exact" if announced else "stability",
         metadata=_facts(hdr, frame),
         warnings=warnings,

@@ -33,7 +33,9 @@ HEADER_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Array:
+class Array:
+    """What the header of an array says; ``start`` is the byte of its first number in the file."""
+
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -73,21 +75,21 @@ class Npy:
         return _open(path, *_grows(*_probe(path, growing=True), path))
 
 
-def _open(path: str, header: Header, array: _Array) -> Source:
+def _open(path: str, header: Header, array: Array) -> Source:
     if array.fortran:
         return FortranSource(header, path, array.start, array.dtype)
     return c_order(header, path, array.start, array.dtype)
 
 
-def _grows(header: Header, array: _Array, path: str) -> tuple[Header, _Array]:
+def _grows(header: Header, array: Array, path: str) -> tuple[Header, Array]:
     if array.fortran:
         raise Incomplete("in Fortran order no frame is whole before the last byte", path=path, next_step="wait")
     return header, array
 
 
-def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Array]:
+def _probe(path: str, *, growing: bool = False) -> tuple[Header, Array]:
     size = size_of(path)
-    array = _array(path)
+    array = read_header(path)
     kind, scan_shape, det_shape = split_shape(array.shape, path)
     frames = int(np.prod(scan_shape, dtype=object)) if scan_shape else 1
     frame_bytes = array.dtype.itemsize * det_shape[0] * det_shape[1]
@@ -116,8 +118,9 @@ def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Array]:
     return header, array
 
 
-def _array(path: str) -> _Array:
-    head = read_at(path, 0, 12)
+def read_header(path: str, at: int = 0) -> Array:
+    """Read the header of the array that begins at byte ``at`` of a file; raises what ``probe`` raises."""
+    head = read_at(path, at, 12)
     starts_like(head, MAGIC, path, "NumPy")
     if len(head) < 12:
         raise Incomplete(f"only {len(head)} bytes of its header are there", path=path, next_step="wait")
@@ -129,13 +132,13 @@ def _array(path: str) -> _Array:
     length = int.from_bytes(head[8 : 8 + width], "little")
     if length > HEADER_LIMIT:
         raise FormatError(f"its header claims {length} bytes", path=path, next_step="save it with numpy.save")
-    text = read_at(path, 8 + width, length)
+    text = read_at(path, at + 8 + width, length)
     if len(text) < length:
         raise Incomplete(f"{len(text)} of {length} bytes of its header are there", path=path, next_step="wait")
-    return _described(path, 8 + width + length, text.decode("utf-8" if head[6] == 3 else "latin-1", "replace"))
+    return _described(path, at + 8 + width + length, text.decode("utf-8" if head[6] == 3 else "latin-1", "replace"))
 
 
-def _described(path: str, start: int, text: str) -> _Array:
+def _described(path: str, start: int, text: str) -> Array:
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
@@ -145,4 +148,4 @@ def _described(path: str, start: int, text: str) -> _Array:
     shape, fortran = value["shape"], value["fortran_order"]
     if not isinstance(shape, tuple) or not all(type(n) is int for n in shape) or type(fortran) is not bool:
         raise FormatError(f"its header has shape {shape!r:.80}", path=path, next_step="save it with numpy.save")
-    return _Array(start, shape, stored_dtype(value["descr"], path), fortran)
+    return Array(start, shape, stored_dtype(value["descr"], path), fortran)

@@ -1,15 +1,17 @@
-"""A source over a layout: where each frame lies in one file, read by ``preadv`` into the caller's buffer."""
+"""A source over a layout: where each frame lies in its file, read by ``preadv`` into the caller's buffer."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from mpi_kernels.contract import Header
+from mpi_kernels.errors import printable
 from mpi_kernels.formats.access import os_errors
 from mpi_kernels.layout import Layout
 from mpi_kernels.plugins import load
@@ -35,11 +37,29 @@ def runs(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, int]]:
     if layout.offsets is None:
         cuts = [start, stop]
     else:
-        gaps = np.flatnonzero(np.diff(layout.offsets[start:stop]) != layout.record) + start + 1
-        cuts = [start, *gaps.tolist(), stop]
+        apart = np.diff(layout.offsets[start:stop]) != layout.record
+        if layout.file_of is not None:
+            apart |= np.diff(layout.file_of[start:stop]) != 0
+        cuts = [start, *(np.flatnonzero(apart) + start + 1).tolist(), stop]
     for a, b in itertools.pairwise(cuts):
         for c in range(a, b, RUN_FRAMES):
             yield c, min(c + RUN_FRAMES, b)
+
+
+def evenly(layout: Layout) -> Layout:
+    """The same layout without its table of offsets, where the records of one file follow one another evenly.
+
+    What lies between them becomes their tail, unless it is so much that reading it would cost more than seeking.
+    """
+    offsets = layout.offsets
+    if offsets is None or len(layout.files) > 1 or layout.codec or layout.tail:
+        return layout
+    steps = np.diff(offsets)
+    step = int(steps[0]) if len(steps) else layout.record
+    tail = step - layout.record
+    if not 0 <= 8 * tail <= layout.payload or (steps != step).any():
+        return layout
+    return replace(layout, offsets=None, file_of=None, first=int(offsets[0]), tail=tail)
 
 
 class LayoutSource:
@@ -58,12 +78,12 @@ class LayoutSource:
     def __init__(self, header: Header, layout: Layout) -> None:
         self.header = header
         self.layout = layout
-        self._path = path = layout.files[0]
+        self._path = layout.files[0]
         self._stored = np.dtype(layout.dtype)
         self._decode = None if layout.decode is None else partial(load(layout.decode), **layout.decode_with)
         self._gap = memoryview(bytearray(max(1, layout.lead + layout.tail)))
-        with os_errors(path):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with os_errors(self._path):
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def frames(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill ``out``, (stop - start, det_y, det_x) in ``header.dtype``; `MissingData` names the frame not there."""
@@ -100,6 +120,7 @@ class LayoutSource:
             buffers = [b for i in range(n) for b in (heads[i].data[: layout.lead], rows[i].data, tail)]
             # the last record's tail may be cut off without harm to its pixels, and empty pieces only cost time
             buffers = [b for b in (buffers[:-1] if layout.tail else buffers) if len(b)]
+        self._turn_to(start)
         wanted = sum(len(b) for b in buffers)
         got = self._fill(buffers, offset(layout, start), start)
         if got < wanted:
@@ -115,16 +136,31 @@ class LayoutSource:
             self._check_numbers(start, heads, layout.numbered)
 
     def _check_numbers(self, start: int, heads: np.ndarray, first: int) -> None:
+        layout = self.layout
         for i, head in enumerate(heads, start):
+            at = i
+            if layout.offsets is not None and layout.file_of is None:  # some records of the file are left out
+                at = int(layout.offsets[i] - layout.offsets[0]) // layout.record
             number = head[:NUMBER_BYTES].tobytes().split(b",")[1:2]
             # six digits, so a long acquisition may count on from 0
-            if not number or not number[0].isdigit() or (int(number[0]) - first - i) % NUMBERS:
+            if not number or not number[0].isdigit() or (int(number[0]) - first - at) % NUMBERS:
                 told = number[0].decode("ascii", "replace") if number else "missing"
                 refuse(
-                    self.layout,
-                    i,
-                    f"its record has number {told} instead of {first + i}: a frame is missing or doubled",
+                    layout, i, f"its record has number {told} instead of {first + at}: a frame is missing or doubled"
                 )
+
+    def _turn_to(self, record: int) -> None:
+        """Have the record's file open; one at a time, since a series may have more files than a process may open."""
+        path = self._path if self.layout.file_of is None else self.layout.files[int(self.layout.file_of[record])]
+        if path == self._path:
+            return
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            name = printable(os.path.basename(path))  # noqa: PTH119
+            refuse(self.layout, record, f"its file {name} can't be opened: {error.strerror}")
+        os.close(self._fd)
+        self._fd, self._path = fd, path
 
     def _fill(self, buffers: list[memoryview], offset: int, frame: int) -> int:
         """Read into the buffers in turn until they are full or the file ends; a call may return less than asked."""
@@ -149,10 +185,12 @@ class LayoutSource:
         return done
 
     def complete(self) -> None:
-        """Raise `MissingData` with the first frame whose bytes are not in the file."""
-        with os_errors(self._path):
-            size = os.fstat(self._fd).st_size
-        check(self.layout, self.header.frames, self.header.frames, [size])
+        """Raise `MissingData` with the first frame whose bytes are not in its file."""
+        sizes = None
+        if self.layout.file_of is None:  # of the file that is open, whatever has its name now
+            with os_errors(self._path):
+                sizes = [os.fstat(self._fd).st_size]
+        check(self.layout, self.header.frames, self.header.frames, sizes)
 
     def close(self) -> None:
         """Give the file back; more than once does no harm."""

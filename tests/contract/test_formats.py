@@ -26,12 +26,29 @@ from emflow.synthetic import (
     write_nxdata,
     write_raw,
 )
+from emflow.synthetic_vendor import (
+    write_blo,
+    write_de,
+    write_dm,
+    write_mrc,
+    write_ndata,
+    write_nordif,
+    write_ripple,
+    write_seq,
+    write_ser,
+    write_tiff,
+    write_tvips,
+    write_velox,
+    write_zarr,
+)
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete, KernelError, NotThisFormat
 from mpi_kernels.formats.choose import choose
 from mpi_kernels.protocols import Format
 
 SMALL = ExactScan((3, 5), (6, 8), "uint16", seed=1, empty_every=7)
+SQUARE = ExactScan((3, 5), (8, 8), "uint8", seed=3, empty_every=7)
+STACK = ExactScan((15,), (6, 8), "uint16", seed=1, empty_every=7)
 EMPAD = ExactScan((2, 3), (128, 128), "float32", seed=2)
 
 Sample = tuple[str, ExactScan, Callable[[Path], Path]]
@@ -49,8 +66,31 @@ SAMPLES: dict[str, Sample] = {
     "nion-chunked": ("hdf5", SMALL, lambda f: write_nion_h5(SMALL, f / "c.h5", chunk=(1, 2, 5, 3), byte_order=">")),
     "emd": ("hdf5", SMALL, lambda f: write_emd(SMALL, f / "a.emd", byte_order=">")),
     "hspy": ("hdf5", SMALL, lambda f: write_hspy(SMALL, f / "a.hspy")),
+    "blo": ("blo", SQUARE, lambda f: write_blo(SQUARE, f / "a.blo")),
+    "dm": ("dm", SMALL, lambda f: write_dm(SMALL, f / "a.dm4")),
+    "dm-detector-first": ("dm", SMALL, lambda f: write_dm(SMALL, f / "b.dm3", version=3, swapped=False, order=">")),
+    "mrc": ("mrc", STACK, lambda f: write_mrc(STACK, f / "a.mrcs", order=">", extended=80)),
+    "direct-electron": ("mrc", SMALL, lambda f: write_de(SMALL, f / "a_movie.mrc")),
+    "ndata": ("ndata", SMALL, lambda f: write_ndata(SMALL, f / "a.ndata1")),
+    "nordif": ("nordif", SQUARE, lambda f: write_nordif(SQUARE, f / "Pattern.dat")),
+    "ripple": ("rsciio", STACK, lambda f: write_ripple(STACK, f / "a.rpl")),
+    "seq": ("seq", STACK, lambda f: write_seq(STACK, f / "a.seq")),
+    "ser": ("ser", SMALL, lambda f: write_ser(SMALL, f / "a_1.ser")),
+    "tiff": ("tiff", STACK, lambda f: write_tiff(STACK, f / "a.tif", strips=2)),
+    "tiff-big": ("tiff", STACK, lambda f: write_tiff(STACK, f / "a.tiff", order=">", big=True)),
+    "tvips": ("tvips", STACK, lambda f: write_tvips(STACK, f / "a_000.tvips", parts=(4, 11))),
+    "velox": ("velox", STACK, lambda f: write_velox(STACK, f / "a.emd", chunk=(4, 8, 2))),
     "nxdata": ("hdf5", SMALL, lambda f: write_nxdata(SMALL, f / "a.nxs", chunk=(2, 3, 6, 8), compression="gzip")),
 }
+
+
+FOLDERS: dict[str, Sample] = {
+    "zarr": ("zarr", SMALL, lambda f: write_zarr(SMALL, f / "a.zarr", (2, 2, 4, 5))),
+    "zarr-3": ("zarr", SMALL, lambda f: write_zarr(SMALL, f / "b.zarr", (1, 5, 6, 8), version=3, separator="/")),
+}
+"""Acquisitions that are a folder; what is done to a file's bytes is done to those of one of its chunks elsewhere."""
+
+EVERY = SAMPLES | FOLDERS
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +101,14 @@ def formats() -> dict[str, Format]:
 @pytest.fixture(params=SAMPLES)
 def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ExactScan, Path]:
     name, scan, write = SAMPLES[request.param]
+    folder = tmp_path / "share"
+    folder.mkdir()
+    return name, scan, write(folder)
+
+
+@pytest.fixture(params=EVERY)
+def acquisition(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ExactScan, Path]:
+    name, scan, write = EVERY[request.param]
     folder = tmp_path / "share"
     folder.mkdir()
     return name, scan, write(folder)
@@ -88,7 +136,7 @@ def scanned(scan: ExactScan, header: Header) -> tuple[int, ...]:
 
 
 def test_every_registered_format_has_a_sample(formats: dict[str, Format]) -> None:
-    assert {name for name, _, _ in SAMPLES.values()} == set(formats)
+    assert {name for name, _, _ in EVERY.values()} == set(formats)
     for known in formats.values():
         assert isinstance(known, Format)
         assert known.suffixes
@@ -96,9 +144,9 @@ def test_every_registered_format_has_a_sample(formats: dict[str, Format]) -> Non
 
 
 def test_claims_its_sample_and_reads_it_exactly(
-    sample: tuple[str, ExactScan, Path], formats: dict[str, Format]
+    acquisition: tuple[str, ExactScan, Path], formats: dict[str, Format]
 ) -> None:
-    name, scan, path = sample
+    name, scan, path = acquisition
     chosen, header = choose(os.fspath(path), formats)
     assert chosen == name == header.format
     assert header.det_shape == scan.det_shape
@@ -146,8 +194,10 @@ def test_members_staged_under_id_names_read_the_same(
     )
 
 
-def test_frames_in_any_split_equal_the_whole(sample: tuple[str, ExactScan, Path], formats: dict[str, Format]) -> None:
-    name, scan, path = sample
+def test_frames_in_any_split_equal_the_whole(
+    acquisition: tuple[str, ExactScan, Path], formats: dict[str, Format]
+) -> None:
+    name, scan, path = acquisition
     whole = scan.frames(0, scan.count)
     generator = random.Random(7)
     for _ in range(6):
@@ -156,13 +206,16 @@ def test_frames_in_any_split_equal_the_whole(sample: tuple[str, ExactScan, Path]
         np.testing.assert_array_equal(read(formats[name], path, bounds)[1], whole)
 
 
-def test_a_wrong_buffer_is_the_callers_mistake(sample: tuple[str, ExactScan, Path], formats: dict[str, Format]) -> None:
-    name, scan, path = sample
+def test_a_wrong_buffer_is_the_callers_mistake(
+    acquisition: tuple[str, ExactScan, Path], formats: dict[str, Format]
+) -> None:
+    name, scan, path = acquisition
     source = formats[name].open(os.fspath(path))
+    other = scan.dtype.newbyteorder("S") if scan.dtype.itemsize > 1 else np.dtype(np.int8)
     try:
         for start, stop, out in (
             (0, 1, np.empty((2, *scan.det_shape), scan.dtype)),
-            (0, 1, np.empty((1, *scan.det_shape), scan.dtype.newbyteorder("S"))),
+            (0, 1, np.empty((1, *scan.det_shape), other)),
             (scan.count, scan.count + 1, np.empty((1, *scan.det_shape), scan.dtype)),
             (-1, 0, np.empty((1, *scan.det_shape), scan.dtype)),
         ):
@@ -172,8 +225,8 @@ def test_a_wrong_buffer_is_the_callers_mistake(sample: tuple[str, ExactScan, Pat
         source.close()
 
 
-def test_refuses_the_files_of_others(sample: tuple[str, ExactScan, Path], formats: dict[str, Format]) -> None:
-    name, _, path = sample
+def test_refuses_the_files_of_others(acquisition: tuple[str, ExactScan, Path], formats: dict[str, Format]) -> None:
+    name, _, path = acquisition
     for other, known in formats.items():
         if other != name:
             with pytest.raises((NotThisFormat, FormatError, Incomplete)):
@@ -284,7 +337,7 @@ def test_hostile_names_are_only_names(stem: str, tmp_path: Path, formats: dict[s
 def test_opening_leaves_no_file_open(sample: tuple[str, ExactScan, Path], formats: dict[str, Format]) -> None:
     name, _, path = sample
     read(formats[name], path)
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before, last = len(list(Path("/proc/self/fd").iterdir())), path.read_bytes()[-1:]
     for _ in range(3):
         read(formats[name], path)
         os.truncate(path, path.stat().st_size - 1)
@@ -293,7 +346,7 @@ def test_opening_leaves_no_file_open(sample: tuple[str, ExactScan, Path], format
         with pytest.raises(KernelError):
             formats[name].probe(os.fspath(path.with_name("missing")))
         with path.open("ab") as file:
-            file.write(b"\0")
+            file.write(last)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

@@ -16,6 +16,8 @@ import pytest
 from emflow.direct import output_path, reduce_file
 from emflow.errors import UsageError
 from emflow.recipes import load_recipe
+from emflow.synthetic import ExactScan
+from emflow.synthetic_vendor import write_zarr
 from mpi_kernels.errors import FormatError, Incomplete, KernelError
 
 GOOD = np.arange(4 * 5 * 8 * 9, dtype=np.uint16).reshape(4, 5, 8, 9)
@@ -180,3 +182,18 @@ def _command(process: Path) -> bytes:
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert output_path(Path("a.npy"), tmp_path / "new", folder=True) == tmp_path / "new" / "a_emflow.h5"
     assert output_path(Path("a.npy"), tmp_path / "new") == tmp_path / "new"
+
+
+def test_a_folder_that_is_an_acquisition(tmp_path: Path, quick, scratch: Path) -> None:
+    scan = ExactScan((3, 4), (8, 9), "uint16")
+    folder = write_zarr(scan, tmp_path / "scan.zarr", (2, 2, 8, 9))
+    manifest = reduce_file(folder, quick, tmp_path / "out.h5")
+    assert manifest.frames == 12
+    np.testing.assert_array_equal(sums(tmp_path / "out.h5"), scan.frames(0, 12).sum(axis=0, dtype=np.int64))
+    (folder / "1.1.0.0").unlink()
+    with pytest.raises(Incomplete, match="chunk") as caught:
+        reduce_file(folder, quick, tmp_path / "again.h5")
+    assert caught.value.frame == 10
+    assert not list(scratch.iterdir())
+    with pytest.raises(FormatError, match="folder"):
+        reduce_file(tmp_path, quick, tmp_path / "no.h5")

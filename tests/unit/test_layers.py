@@ -28,13 +28,14 @@ LEVELS: tuple[frozenset[str], ...] = (
     | {"emflow.journal", "emflow.journal_database", "emflow.journal_rows", "emflow.journal_schema"}
     | {"emflow.watch", "emflow.prober", "emflow.probe_child", "emflow.schedulers"}
     | {"emflow.blocks", "emflow.copying", "emflow.transfer"}
-    | {"emflow.synthetic_pace", "emflow.synthetic", "emflow.synthetic_hdf5"}
+    | {"emflow.synthetic_pace", "emflow.synthetic", "emflow.synthetic_hdf5", "emflow.synthetic_vendor"}
     | {"emflow.microscope"},
     frozenset({"emflow.steps", "emflow.pipeline", "emflow.rebuild", "emflow.agent"}),
     frozenset({"emflow.timeline", "emflow.checks", "emflow.direct", "emflow.demo", "emflow.cli", "emflow.__main__"}),
 )
 STDLIB_ONLY = ("mpi_kernels.contract", "mpi_kernels.errors", "mpi_kernels.jsonfile", "mpi_kernels.protocols")
 HEAVY = ("mpi4py.MPI", "h5py", "hdf5plugin", "matplotlib", "cupy", "Pyro5", "starlette", "uvicorn", "IPython", "scipy")
+HEAVY += ("rsciio", "dask", "tifffile", "numcodecs")
 
 
 def _modules() -> dict[str, Path]:

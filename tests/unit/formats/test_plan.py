@@ -170,3 +170,58 @@ def test_a_record_without_its_mark_names_the_frame(tmp_path: Path) -> None:
         source.frames(2, 5, out[2:])
     assert caught.value.frame == 3
     source.close()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    lead=st.integers(0, 5),
+    first=st.integers(0, 7),
+    step=st.integers(1, 20),
+)
+def test_records_over_several_files(tmp_path: Path, counts: list[int], lead: int, first: int, step: int) -> None:
+    generator = np.random.default_rng(sum(counts))
+    frames = generator.integers(0, 1 << 16, (sum(counts), 2, 3)).astype("<u2")
+    files, offsets, at = [], [], 0
+    for i, count in enumerate(counts):
+        path = tmp_path / f"{i}.x"
+        records = [b"\xaa" * lead + frames[at + k].tobytes() for k in range(count)]
+        path.write_bytes(b"\xbb" * first + b"".join(records))
+        offsets += [first + k * (lead + 12) for k in range(count)]
+        files.append(os.fspath(path))
+        at += count
+    layout = Layout(
+        files=tuple(files),
+        dtype="<u2",
+        payload=12,
+        lead=lead,
+        offsets=np.array(offsets, np.int64),
+        file_of=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+    )
+    source = LayoutSource(header(at, (2, 3), "uint16", tmp_path / "0.x"), layout)
+    out = np.full((at, 2, 3), 77, np.uint16)
+    for start in range(0, at, step):
+        source.frames(start, min(start + step, at), out[start : start + step])
+    source.complete()
+    np.testing.assert_array_equal(out, frames)
+    lost = len(counts) - 1
+    os.truncate(files[lost], first + lead + 11)
+    with pytest.raises(MissingData, match=f"{lost}.x") as caught:
+        source.complete()
+    assert caught.value.frame == at - counts[-1]
+    with pytest.raises(MissingData) as caught:
+        source.frames(0, at, out)
+    assert caught.value.frame == at - counts[-1]
+    source.close()
+
+
+def test_even_records_need_no_table() -> None:
+    table = np.array([7, 27, 47], np.int64)
+    layout = Layout(files=("x",), dtype="<u2", payload=16, lead=2, offsets=table)
+    even = plans.evenly(layout)
+    assert (even.offsets, even.first, even.tail, even.record) == (None, 7, 2, 20)
+    for uneven in (np.array([7, 27, 48]), np.array([47, 27, 7]), np.array([0, 500, 1000])):
+        kept = Layout(files=("x",), dtype="<u2", payload=16, lead=2, offsets=uneven)
+        assert plans.evenly(kept) is kept
+    two = Layout(files=("x", "y"), dtype="<u2", payload=16, offsets=table, file_of=np.array([0, 0, 1], np.int32))
+    assert plans.evenly(two) is two
