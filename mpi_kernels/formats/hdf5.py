@@ -12,15 +12,9 @@ from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete
 from mpi_kernels.formats import hdf5_layouts
 from mpi_kernels.formats.access import check_caps, member, size_of
+from mpi_kernels.formats.hdf5_holes import expected_chunks, first_missing
 from mpi_kernels.formats.hdf5_open import MAX_RANK, opened, walk
-from mpi_kernels.formats.hdf5_source import (
-    ChunkedSource,
-    check_chunks,
-    check_filters,
-    expected_chunks,
-    first_missing,
-    kept_axes,
-)
+from mpi_kernels.formats.hdf5_source import check_chunks, check_filters, chunked, kept_axes
 from mpi_kernels.formats.pixels import delivered_dtype, kind_of, split_shape, stored_dtype
 from mpi_kernels.formats.plan import c_order
 from mpi_kernels.protocols import Source
@@ -65,7 +59,7 @@ class Hdf5:
         header, place = _probe(path)
         if place.offset is not None:
             return c_order(header, path, place.offset, place.dtype)
-        return ChunkedSource(header, path, place.name)
+        return chunked(header, path, place.name)
 
 
 def _probe(path: str) -> tuple[Header, _Place]:
