@@ -23,6 +23,8 @@ Undo = Callable[[Bytes, int], Bytes]
 GZIP, SHUFFLE, FLETCHER32 = 1, 2, 3
 LZ4, BITSHUFFLE, BLOSC, ZSTD = 32004, 32008, 32001, 32015
 CHECKSUM_BYTES = 4
+SUM_WORDS = 1 << 18
+"""Words of a checksum at a time: 2**16 * 2**18 * 2**18 / 2 is below 2**53, so that float64 sums are exact."""
 
 
 class BadChunk(ValueError):
@@ -184,17 +186,22 @@ def _checked(data: Bytes) -> Bytes:
 def fletcher32(flat: np.ndarray) -> int:
     """Fletcher's checksum of (n,) uint8 as HDF5 computes it: big-endian words of 16 bits, sums modulo 65535."""
     even = len(flat) // 2 * 2
-    words = flat[:even].view(">u2").astype(np.uint64)
+    words = flat[:even].view(">u2")
+    first = second = 0
+    for start in range(0, len(words), SUM_WORDS):
+        part = words[start : start + SUM_WORDS].astype(np.float64)
+        # sum of the running sums: word i of n is in n - i of them, and in all of those that follow
+        second += first * len(part) + int(part @ _falling(len(part)))
+        first += int(part.sum())
     if even < len(flat):
-        words = np.append(words, np.uint64(int(flat[-1]) << 8))
-    # sum of the running sums: word i is in n - i of them; factors below 65535 keep 2**29 words within 64 bits
-    first, second = int(words.sum()), int(words @ _falling(len(words)))
+        first += int(flat[-1]) << 8
+        second += first
     return _folded(second) << 16 | _folded(first)
 
 
 @functools.lru_cache(maxsize=4)
 def _falling(count: int) -> np.ndarray:
-    return np.arange(count, 0, -1, dtype=np.uint64) % np.uint64(65535)
+    return np.arange(count, 0, -1, dtype=np.float64)
 
 
 def _folded(total: int) -> int:
