@@ -6,12 +6,12 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.errors import FormatError, MissingData
+from mpi_kernels.errors import MissingData
+from mpi_kernels.formats.hdf5_checks import activate_filters
 from mpi_kernels.formats.hdf5_direct import CACHE_BYTES, DirectChunks
 from mpi_kernels.formats.hdf5_filters import filters_of, undoable
 from mpi_kernels.formats.hdf5_holes import expected_chunks, first_missing
@@ -24,16 +24,6 @@ from mpi_kernels.protocols import Source
 
 CACHE_SLOTS = 12421
 """Places of the library's own chunk cache; far more than chunks in it, so that they don't push each other out."""
-
-MAX_CHUNK_BYTES = 1 << 30
-
-
-def activate_filters() -> None:
-    """Register the compression filters of hdf5plugin (blosc, bitshuffle, zstd, lz4) where it is installed."""
-    try:
-        import hdf5plugin  # noqa: F401 - registers its filters when imported
-    except ImportError:
-        return
 
 
 def kept_axes(shape: Sequence[int], scan_axes: int) -> list[int]:
@@ -228,30 +218,3 @@ def chunked(header: Header, path: str, name: str) -> Source:
         source.close()
         return LayoutSource(header, layout)
     return source
-
-
-def check_chunks(dataset: Any, path: str) -> None:
-    """Refuse chunks that would fill the memory, before one is read."""
-    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    if size > MAX_CHUNK_BYTES:
-        raise FormatError(
-            f"its chunks have {size} bytes; at most {MAX_CHUNK_BYTES} are read at once",
-            path=path,
-            next_step="repack it: h5repack -l CHUNK=1x1x<det_y>x<det_x>",
-        )
-
-
-def check_filters(dataset: Any, path: str) -> None:
-    """Refuse a compression that can't be undone here."""
-    import h5py
-
-    activate_filters()
-    plist = dataset.id.get_create_plist()
-    for i in range(plist.get_nfilters()):
-        code, _, _, name = plist.get_filter(i)
-        if not h5py.h5z.filter_avail(code):
-            raise FormatError(
-                f"it is compressed with HDF5 filter {code} ({name.decode('latin-1'):.40}), which is not installed",
-                path=path,
-                next_step="pip install hdf5plugin",
-            )
