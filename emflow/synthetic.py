@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from emflow.exact import AT_ONCE, ByteOrder, ExactScan, Pace, blocks, disc, properties
-from emflow.synthetic_hdf5 import write_emd, write_hspy, write_nion_h5, write_nxdata
+from emflow.synthetic_hdf5 import write_dectris, write_emd, write_hspy, write_nion_h5, write_nxdata, write_stempy
 from mpi_kernels.formats.merlin_raw import encode
 
 
@@ -146,6 +146,7 @@ __all__ = [
     "blocks",
     "disc",
     "properties",
+    "write_dectris",
     "write_emd",
     "write_empad",
     "write_hspy",
@@ -154,4 +155,5 @@ __all__ = [
     "write_npy",
     "write_nxdata",
     "write_raw",
+    "write_stempy",
 ]

@@ -29,6 +29,12 @@ def activate_filters() -> None:
 
 def checked(dataset: Any, name: str, path: str) -> np.dtype:
     """The stored pixel type, after everything that must not be read has been refused."""
+    checked_layout(dataset, name, path)
+    return stored_dtype(dataset.dtype.str, path)
+
+
+def checked_layout(dataset: Any, name: str, path: str) -> None:
+    """Refuse what lies in other files, is empty, has chunks that fill the memory or filters that are not here."""
     plist = dataset.id.get_create_plist()
     if dataset.is_virtual or plist.get_external_count() > 0:
         kind = "a virtual dataset" if dataset.is_virtual else "stored outside the file"
@@ -42,7 +48,6 @@ def checked(dataset: Any, name: str, path: str) -> np.dtype:
     if dataset.chunks:
         _check_chunks(dataset, path)
         _check_filters(dataset, path)
-    return stored_dtype(dataset.dtype.str, path)
 
 
 def offset_of(dataset: Any, lead: list[int], scan_shape: tuple[int, ...], stored: np.dtype, path: str) -> int | None:

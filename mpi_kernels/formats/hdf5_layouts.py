@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpi_kernels.contract import Axis, Scalar
-from mpi_kernels.errors import FormatError
+from mpi_kernels.errors import FormatError, NotThisFormat
 from mpi_kernels.formats import nion
 from mpi_kernels.formats.hdf5_axes import array_axes, dimension, number, scalar
 from mpi_kernels.formats.hdf5_open import Contents, attribute, text_of
@@ -205,7 +205,7 @@ def _behind_links(contents: Contents, path: str) -> FormatError:
     return FormatError(
         f"its data lie behind links, which are not followed: {', '.join(contents.links[:4])}",
         path=path,
-        next_step="masters of ARINA and other Dectris detectors are not supported yet; name the data file itself",
+        next_step="name the file that holds the frames, or copy them into one with h5repack",
     )
 
 
@@ -224,7 +224,27 @@ def _other_order(contents: Contents, path: str) -> Found | None:
     )
 
 
+def _counted(contents: Contents, path: str) -> Found | None:
+    """Lists of events as stempy writes them, beside which images and raw frames may lie: another format reads them."""
+    if "/electron_events" in contents.groups and "/electron_events/frames" in contents.datasets:
+        raise NotThisFormat("it holds electron events: the format stempy reads them", path=path)
+    return None
+
+
+def _master(contents: Contents, path: str) -> Found | None:
+    """Masters of Dectris detectors: what they hold themselves is a flat field and a mask, never frames."""
+    if any(re.fullmatch(r"/entry/data/data_\d{6}", n) for n in contents.links):
+        raise FormatError(
+            "its data lie behind links to the data files of a Dectris detector",
+            path=path,
+            next_step="give it a name that ends with _master.h5 again, or name a data file",
+        )
+    return None
+
+
 _FINDERS: tuple[Callable[[Contents, str], Found | None], ...] = (
+    _counted,
+    _master,
     _other_order,
     _nion,
     _emd,
