@@ -13,7 +13,15 @@ from typing import IO
 import numpy as np
 
 from emflow.exact import AT_ONCE, ByteOrder, ExactScan, Pace, blocks, disc, properties
-from emflow.synthetic_hdf5 import write_dectris, write_emd, write_hspy, write_nion_h5, write_nxdata, write_stempy
+from emflow.synthetic_hdf5 import (
+    write_dectris,
+    write_emd,
+    write_hspy,
+    write_nion_h5,
+    write_nxdata,
+    write_stempy,
+    write_topspin,
+)
 from mpi_kernels.formats.merlin_raw import encode
 
 
@@ -156,4 +164,5 @@ __all__ = [
     "write_nxdata",
     "write_raw",
     "write_stempy",
+    "write_topspin",
 ]

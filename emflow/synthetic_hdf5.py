@@ -194,3 +194,18 @@ def write_stempy(scan: ExactScan, path: Path) -> Path:
             counts = scan.frame(i).reshape(-1)
             frames[i] = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
     return path
+
+
+def write_topspin(scan: ExactScan, path: Path) -> Path:
+    """TopSpin's .app5: a dataset for each frame, with the beam position in its XML."""
+    import h5py
+
+    width = scan.scan_shape[-1]
+    with h5py.File(path, "w") as file:
+        series = file.create_group("18d9446f-22bf-4fb1-8d13-338174e75d20/3526f008-a687-41fb-a21e-c21362241492")
+        for i in range(scan.count):
+            y, x = (2e-9 * n for n in divmod(i, width))
+            series[f"{i}/Data"] = scan.frame(i)
+            place = f'<Value><X Version="1">{x:.15g}</X><Y Version="1">{y:.15g}</Y></Value>'
+            series[f"{i}/Metadata"] = np.bytes_(f"<Metadata><Name>RequestedBeamPosition</Name>{place}</Metadata>")
+    return path

@@ -86,10 +86,11 @@ def densify(events: Events, out: np.ndarray) -> None:
         A count does not fit the frames' type.
     """
     out[...] = 0
-    found = _sorted(events, int(np.prod(out.shape[1:])))
+    pixels = int(np.prod(out.shape[1:]))
+    found = _sorted(events, pixels)
     if found.count.size and int(found.count.max()) > np.iinfo(out.dtype).max:
         raise RecipeError(f"a pixel counted {int(found.count.max())}, more than {out.dtype} holds")
-    out.reshape(len(out), -1)[found.frame, found.pixel] = found.count
+    out.reshape(len(out), pixels)[found.frame, found.pixel] = found.count
 
 
 class SparseFused:

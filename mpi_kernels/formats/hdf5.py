@@ -13,7 +13,7 @@ from mpi_kernels.formats import hdf5_layouts
 from mpi_kernels.formats.access import check_caps, member
 from mpi_kernels.formats.hdf5_checks import checked, offset_of
 from mpi_kernels.formats.hdf5_open import opened, walk
-from mpi_kernels.formats.hdf5_source import chunked, kept_axes
+from mpi_kernels.formats.hdf5_source import chunked, kept_axes, repeated
 from mpi_kernels.formats.pixels import delivered_dtype, kind_of, split_shape
 from mpi_kernels.formats.plan import c_order
 from mpi_kernels.protocols import Source
@@ -33,9 +33,10 @@ class _Place:
 class Hdf5:
     """HDF5 files that hold frames.
 
-    Layouts, in the order in which they are tried: Nion Swift (``/data`` with JSON ``properties``), EMD 1.0 and 0.x
-    (``emd_group_type``), HyperSpy (``Experiments/*/data``), NXdata (``signal``), EBSD patterns, else the only
-    dataset with the most axes.  Contiguous arrays are read by offset, chunked ones through the library.
+    Layouts, in the order in which they are tried: Nion Swift (``/data`` or ``/data/0`` with JSON ``properties``),
+    EMD 1.0 and 0.x (``emd_group_type``), HyperSpy (``Experiments/*/data``), NXdata (``signal``), EBSD patterns, else
+    the only dataset with the most axes.  Contiguous arrays and plain chunks of whole frames are read by offset, other
+    chunks by offset and decompressed here where the filters are known, else through the library.
     Sources: nionswift HDF5Handler.py; https://emdatasets.com/format; rosettasciio's hspy format, version 3.3;
     https://manual.nexusformat.org/classes/base_classes/NXdata.html; fpd's file description; kikuchipy's h5ebsd.
 
@@ -47,7 +48,7 @@ class Hdf5:
     part of the acquisition.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = (".h5", ".hdf5", ".hdf", ".emd", ".hspy", ".nxs", ".h5ebsd", ".he5")
+    suffixes: ClassVar[tuple[str, ...]] = (".h5", ".hdf5", ".hdf", ".emd", ".hspy", ".nxs", ".nhdf", ".h5ebsd", ".he5")
 
     def probe(self, path: str) -> Header:
         """Read metadata only; holds HDF5's lock for that moment."""
@@ -84,6 +85,6 @@ def _probe(path: str) -> tuple[Header, _Place]:
             det_axes=found.det_axes,
             unit=found.unit,
             metadata={"layout": found.layout, "dataset": found.name, **found.metadata},
-            warnings=found.warnings,
+            warnings=(*found.warnings, *repeated(dataset, lead)),
         )
         return header, _Place(found.name, offset, stored)

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -209,6 +210,21 @@ class ChunkedSource:
         if direct is not None:
             direct.close()
         self._file.close()
+
+
+def repeated(dataset: Any, lead: Sequence[int]) -> tuple[str, ...]:
+    """A warning where the chunks that frames share don't fit the cache, so that they are decompressed repeatedly."""
+    if not dataset.chunks or not filters_of(dataset):
+        return ()
+    frame = dataset.dtype.itemsize * dataset.shape[-2] * dataset.shape[-1]
+    shared = chunk_frames(dataset.shape, dataset.chunks, lead) * frame
+    if shared <= CACHE_BYTES or math.prod(dataset.chunks[i] for i in lead) == 1:
+        return ()
+    return (
+        f"its chunks {dataset.chunks} are shared by {shared >> 20} MiB of frames, more than the "
+        f"{CACHE_BYTES >> 20} MiB that are kept, so they are decompressed several times; "
+        "h5repack -l CHUNK= with whole frames makes it quick",
+    )
 
 
 def chunked(header: Header, path: str, name: str) -> Source:

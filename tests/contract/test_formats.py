@@ -27,6 +27,7 @@ from emflow.synthetic import (
     write_nxdata,
     write_raw,
     write_stempy,
+    write_topspin,
 )
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete, KernelError, NotThisFormat
@@ -34,7 +35,7 @@ from mpi_kernels.formats.choose import choose
 from mpi_kernels.protocols import Format
 
 SMALL = ExactScan((3, 5), (6, 8), "uint16", seed=1, empty_every=7)
-COUNTS = ExactScan((3, 5), (6, 8), "uint32", seed=3, empty_every=7)
+COUNTS = ExactScan((2, 3), (4, 5), "uint32", seed=3, empty_every=5)
 EMPAD = ExactScan((2, 3), (128, 128), "float32", seed=2)
 
 Sample = tuple[str, ExactScan, Callable[[Path], Path]]
@@ -53,6 +54,7 @@ SAMPLES: dict[str, Sample] = {
     "dectris": ("dectris", SMALL, lambda f: write_dectris(SMALL, f / "a b_master.h5")),
     "dectris-alone": ("dectris", SMALL, lambda f: write_dectris(SMALL, f / "c_master.h5", codec="lz4", sidecar=False)),
     "stempy": ("stempy", COUNTS, lambda f: write_stempy(COUNTS, f / "counted.h5")),
+    "topspin": ("topspin", SMALL, lambda f: write_topspin(SMALL, f / "a.app5")),
     "emd": ("hdf5", SMALL, lambda f: write_emd(SMALL, f / "a.emd", byte_order=">")),
     "hspy": ("hdf5", SMALL, lambda f: write_hspy(SMALL, f / "a.hspy")),
     "nxdata": ("hdf5", SMALL, lambda f: write_nxdata(SMALL, f / "a.nxs", chunk=(2, 3, 6, 8), compression="gzip")),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from emflow.synthetic import ExactScan
 from mpi_kernels.errors import Incomplete, MissingData
-from mpi_kernels.formats import hdf5_direct, hdf5_filters, hdf5_index
+from mpi_kernels.formats import hdf5_direct, hdf5_filters, hdf5_index, hdf5_source
 from mpi_kernels.formats.hdf5 import Hdf5
 from mpi_kernels.formats.hdf5_filters import BadChunk, Filter, fletcher32, undo
 from mpi_kernels.formats.hdf5_layout import layout_of
@@ -301,6 +301,17 @@ def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source.frames(8, 17, np.empty((9, 12, 9), np.uint16))
     assert len(source._direct._kept) == 2
     source.close()
+
+
+def test_chunks_that_outgrow_the_cache_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.zeros((6, 8, 12, 9), np.uint16)
+    wide = write(tmp_path / "wide.h5", array, (3, 2, 12, 9), compression="gzip")
+    one = write(tmp_path / "one.h5", array, (1, 1, 5, 9), compression="gzip")
+    plain = write(tmp_path / "plain.h5", array, (3, 2, 12, 9))
+    assert Hdf5().probe(os.fspath(wide)).warnings == ()
+    monkeypatch.setattr(hdf5_source, "CACHE_BYTES", 3 * 8 * 12 * 9 * 2 - 1)
+    assert "decompressed several times" in Hdf5().probe(os.fspath(wide)).warnings[0]
+    assert Hdf5().probe(os.fspath(one)).warnings == Hdf5().probe(os.fspath(plain)).warnings == ()
 
 
 @pytest.mark.parametrize("threads", [1, 4])

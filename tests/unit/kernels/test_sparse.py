@@ -185,3 +185,4 @@ def test_no_frames_at_all() -> None:
         some_terms(), about, counted(0.1, 1)[:0], [0, 0], Events(np.empty(0, np.int64), None, np.zeros(1, int))
     )
     assert all(np.count_nonzero(a) == 0 for k, a in found.items() if k != "quality")
+    densify(Events(np.empty(0, np.int64), None, np.zeros(1, int)), np.empty((0, *SHAPE), np.uint32))
