@@ -10,8 +10,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from mpi_kernels.errors import MissingData
 from mpi_kernels.formats.hdf5_filters import BadChunk, Filter, undo
 from mpi_kernels.formats.hdf5_index import ChunkIndex
 from mpi_kernels.formats.hdf5_layout import largest_stored
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 CACHE_BYTES = 64 << 20
 """Decompressed chunks that are kept for the next box; bounds a rank's memory."""
@@ -90,6 +93,8 @@ class DirectChunks:
             for group in groups:
                 self._fill(group, end, out)
             return
+        from concurrent.futures import wait  # brings logging along: only for who has threads
+
         futures = [self._threads_of(threads).submit(self._fill, group, end, out) for group in groups]
         wait(futures)  # also after an error: nobody may write into the caller's buffer later
         for future in futures:  # the first error in scan order is the one that is raised
@@ -103,6 +108,8 @@ class DirectChunks:
         self._kept.clear()
 
     def _threads_of(self, threads: int) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
         if self._pool is None or self._threads != threads:
             self.close()
             self._pool, self._threads = ThreadPoolExecutor(threads, "chunks"), threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def layout_of(
     if filters and (per_chunk is None or (_sticks_out(shape, chunks) and not filters_partial_chunks(dataset))):
         return None
     index = index or chunk_index(dataset)
-    if index is None or not index.whole:
+    if index is None or not index.whole or not _in_file(index, path):
         return None
     frame = stored.itemsize * shape[-2] * shape[-1]
     if not filters:
@@ -112,6 +113,12 @@ def _codec(filters: Sequence[Filter], stored: np.dtype) -> tuple[Codec, int] | N
     if code == BITSHUFFLE and len(values) >= 5 and values[4] == BITSHUFFLE_LZ4 and values[2] > 0:
         return "bitshuffle-lz4", values[2]
     return None
+
+
+def _in_file(index: ChunkIndex, path: str) -> bool:
+    """Whether every chunk ends before the file does; a damaged index may say anything."""
+    size = os.stat(path).st_size  # noqa: PTH116 - a str path keeps names that are not UTF-8 as they are
+    return int(index.sizes.max()) <= size and int((index.addresses + np.minimum(index.sizes, size)).max()) <= size
 
 
 def _counted(stored: np.dtype) -> str:
