@@ -16,12 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from mpi_kernels.layout import Codec
+
 Bytes = bytes | memoryview | np.ndarray
 Undo = Callable[[Bytes, int], Bytes]
 """Stored bytes, and how many they must become."""
 
 GZIP, SHUFFLE, FLETCHER32 = 1, 2, 3
 LZ4, BITSHUFFLE, BLOSC, ZSTD = 32004, 32008, 32001, 32015
+BITSHUFFLE_LZ4 = 2
+"""The fifth number of filter 32008 for LZ4 behind the shuffle (bitshuffle, bshuf_h5filter.h)."""
+
 CHECKSUM_BYTES = 4
 SUM_WORDS = 1 << 18
 """Words of a checksum at a time: 2**16 * 2**18 * 2**18 / 2 is below 2**53, so that float64 sums are exact."""
@@ -52,12 +57,40 @@ def undoable(filters: Sequence[Filter]) -> bool:
     for stage in filters:
         if stage.code == FLETCHER32:
             continue
-        if compressed or stage.code not in (SHUFFLE, GZIP, BLOSC, ZSTD):
+        if compressed or not _known(stage):
             return False
         compressed = stage.code != SHUFFLE
-        if stage.code in (BLOSC, ZSTD) and importlib.util.find_spec("numcodecs") is None:
-            return False
     return True
+
+
+def _known(stage: Filter) -> bool:
+    if stage.code in (BLOSC, ZSTD):
+        return importlib.util.find_spec("numcodecs") is not None
+    if stage.code in (LZ4, BITSHUFFLE):
+        return native_codec(stage) is not None and native_decode() is not None
+    return stage.code in (SHUFFLE, GZIP)
+
+
+def native_codec(stage: Filter) -> tuple[Codec, int] | None:
+    """How a filter is called in a `Layout`, and the bytes of the numbers that it shuffles; None if it is another."""
+    if stage.code == LZ4:
+        return "lz4", 1
+    values = stage.values
+    if stage.code == BITSHUFFLE and len(values) >= 5 and values[4] == BITSHUFFLE_LZ4 and values[2] in (1, 2, 4, 8):
+        return "bitshuffle-lz4", values[2]
+    return None
+
+
+def native_decode() -> Callable[..., None] | None:
+    """The compiled decoder of these two, which reads and writes nothing outside of its buffers whatever the input is.
+
+    That can't be said of the plug-ins of the HDF5 library, so it comes first; None where nothing was compiled.
+    """
+    try:
+        found: Callable[..., None] = importlib.import_module("mpi_kernels._native").decode
+    except (ImportError, AttributeError):
+        return None
+    return found
 
 
 def undo(stored: Bytes, filters: Sequence[Filter], mask: int, wanted: int) -> Bytes:
@@ -81,7 +114,7 @@ def undo(stored: Bytes, filters: Sequence[Filter], mask: int, wanted: int) -> By
         elif stage.code == SHUFFLE:
             data = _unshuffled(data, stage.values[0] if stage.values else 1)
         else:
-            data = decompressor(stage.code)(data, sizes[i])
+            data = decompressor(stage)(data, sizes[i])
         if (not compressed or i <= compressed[0]) and len(data) != sizes[i]:
             raise BadChunk(f"it has {len(data)} bytes where {sizes[i]} should be")
     if len(data) != wanted:
@@ -90,11 +123,28 @@ def undo(stored: Bytes, filters: Sequence[Filter], mask: int, wanted: int) -> By
 
 
 @functools.cache
-def decompressor(code: int) -> Undo:
+def decompressor(stage: Filter) -> Undo:
     """What undoes a compression; imported when it is first needed."""
-    if code == BLOSC:
+    if (codec := native_codec(stage)) is not None:
+        return _unnative(*codec)
+    if stage.code == BLOSC:
         return _unblosc()
-    return _unzstd() if code == ZSTD else _ungzip()
+    return _unzstd() if stage.code == ZSTD else _ungzip()
+
+
+def _unnative(codec: str, element: int) -> Undo:
+    decode = native_decode()
+    assert decode is not None, "undoable() was not asked"
+
+    def undo_native(data: Bytes, wanted: int) -> Bytes:
+        out = np.empty(wanted, np.uint8)
+        try:
+            decode(codec, element, data, out)
+        except ValueError as error:
+            raise BadChunk(f"its {codec} data are damaged ({error!s:.80})") from error
+        return out
+
+    return undo_native
 
 
 def _ungzip() -> Undo:

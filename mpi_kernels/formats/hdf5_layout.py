@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mpi_kernels.formats.hdf5_filters import BITSHUFFLE, LZ4, Filter, filters_of
+from mpi_kernels.formats.hdf5_filters import Filter, filters_of, native_codec
 from mpi_kernels.formats.hdf5_index import ChunkIndex, chunk_index, filters_partial_chunks
 from mpi_kernels.layout import Codec, Layout
-
-BITSHUFFLE_LZ4 = 2
-"""The fifth number of filter 32008 for LZ4 behind the shuffle (bitshuffle, bshuf_h5filter.h)."""
 
 
 def layout_of(
@@ -52,7 +49,7 @@ def layout_of(
     if filters and (per_chunk is None or (_sticks_out(shape, chunks) and not filters_partial_chunks(dataset))):
         return None
     index = index or chunk_index(dataset)
-    if index is None or not index.whole or not _in_file(index, path):
+    if index is None or not index.whole or not _in_file(index, dataset):
         return None
     frame = stored.itemsize * shape[-2] * shape[-1]
     if not filters:
@@ -105,19 +102,14 @@ def _codec(filters: Sequence[Filter], stored: np.dtype) -> tuple[Codec, int] | N
     """How the chunks are compressed, and the bytes of the numbers that were shuffled; None for any other way."""
     if not filters:
         return "", 0
-    if len(filters) > 1:
-        return None
-    code, values = filters[0].code, filters[0].values
-    if code == LZ4:
-        return "lz4", stored.itemsize
-    if code == BITSHUFFLE and len(values) >= 5 and values[4] == BITSHUFFLE_LZ4 and values[2] > 0:
-        return "bitshuffle-lz4", values[2]
-    return None
+    found = native_codec(filters[0]) if len(filters) == 1 else None
+    # LZ4 alone does not shuffle, so any element will do
+    return (found[0], stored.itemsize) if found is not None and found[0] == "lz4" else found
 
 
-def _in_file(index: ChunkIndex, path: str) -> bool:
+def _in_file(index: ChunkIndex, dataset: Any) -> bool:
     """Whether every chunk ends before the file does; a damaged index may say anything."""
-    size = os.stat(path).st_size  # noqa: PTH116 - a str path keeps names that are not UTF-8 as they are
+    size = os.fstat(dataset.file.id.get_vfd_handle()).st_size
     return int(index.sizes.max()) <= size and int((index.addresses + np.minimum(index.sizes, size)).max()) <= size
 
 
