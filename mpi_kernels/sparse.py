@@ -8,42 +8,23 @@ events, whatever the blocks and ranks are (Higham 2002, Accuracy and Stability o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from mpi_kernels.contract import Header, Orientation
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.fused import Quality
-from mpi_kernels.protocols import Labels, Masks, Max, Moments, Source, Sum, SumSq, Term
+from mpi_kernels.protocols import Max, Source, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
+from mpi_kernels.sparse_lists import Events, Rows, Sorted, binned, check_sum, in_order, most_of
 from mpi_kernels.terms import Key, unique
-from mpi_kernels.weights import EXACT
 
-EVENTS_AT_ONCE = 1 << 20
-"""Events that are added in one go; bounds the temporaries to some 64 MiB."""
+EVENTS_AT_ONCE = 1 << 17
+"""Events that are added in one go: each temporary array is then 1 MiB and stays in a core's cache."""
 
 WORD = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
-
-
-class Events(NamedTuple):
-    """The pixels of consecutive frames that counted anything.
-
-    Attributes
-    ----------
-    indices : (m,) ndarray of int64
-        Pixel of each event, counted through the frame in C order; frame after frame.
-    counts : (m,) ndarray of uint32, optional
-        What each counted; None: 1.  A pixel that is named twice in a frame counted both.
-    bounds : (n + 1,) ndarray of int64
-        Events of frame i are ``bounds[i]:bounds[i + 1]``.
-    """
-
-    indices: np.ndarray
-    counts: np.ndarray | None
-    bounds: np.ndarray
 
 
 @runtime_checkable
@@ -52,16 +33,6 @@ class SparseSource(Source, Protocol):
 
     def events(self, start: int, stop: int) -> Events:
         """Events of frames ``start:stop``; `MissingData` names the frame that is not there."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sorted:
-    """Events of n frames, each pixel of a frame once, in order: frame, pixel, and count (uint64)."""
-
-    frame: np.ndarray
-    pixel: np.ndarray
-    count: np.ndarray
-    n: int
 
 
 def oriented(events: Events, det_shape: tuple[int, int], orientation: Orientation) -> Events:
@@ -87,10 +58,9 @@ def densify(events: Events, out: np.ndarray) -> None:
     """
     out[...] = 0
     pixels = int(np.prod(out.shape[1:]))
-    found = _sorted(events, pixels)
-    if found.count.size and int(found.count.max()) > np.iinfo(out.dtype).max:
-        raise RecipeError(f"a pixel counted {int(found.count.max())}, more than {out.dtype} holds")
-    out.reshape(len(out), pixels)[found.frame, found.pixel] = found.count
+    found = in_order(events, pixels)
+    most_of(found, out.dtype)
+    out.reshape(len(out), pixels)[found.frame, found.pixel] = 1 if found.count is None else found.count
 
 
 class SparseFused:
@@ -120,55 +90,70 @@ class SparseFused:
         self._squares = np.zeros((2, self._pixels), np.uint64) if SumSq in kinds else None
         self._max = np.zeros(self._pixels, self.dtype) if Max in kinds else None
         self._rows = {
-            k: _Rows.of(t, header, rows) for k, t in self.terms.items() if not isinstance(t, Sum | SumSq | Max)
+            k: Rows.of(t, header, rows) for k, t in self.terms.items() if not isinstance(t, Sum | SumSq | Max)
         }
 
     def add(self, events: Events, row: int) -> None:
         """Add the oriented events of n frames; the first one is row ``row`` of this rank's share."""
         self.quality.pixels += self._pixels * (len(events.bounds) - 1)
         for start, part in _parts(events):
-            found = _sorted(part, self._pixels)
+            found = in_order(part, self._pixels)
             self._add(found, row + start)
 
-    def _add(self, found: _Sorted, row: int) -> None:
-        most = int(found.count.max()) if found.count.size else 0
-        if most > np.iinfo(self.dtype).max:
-            raise RecipeError(f"a pixel counted {most}, more than {self.dtype} holds")
-        total = int(found.count.sum())
-        self.quality.saturated += int(np.count_nonzero(found.count == np.iinfo(self.dtype).max))
-        self.quality.empty_frames += found.n - int(np.count_nonzero(_by_frame(found, found.count, total)))
+    def _add(self, found: Sorted, row: int) -> None:
+        most, top = most_of(found, self.dtype), np.iinfo(self.dtype).max
+        total = len(found.pixel) if found.count is None else int(found.count.sum())
+        full = np.diff(found.bounds) if found.count is None else found.by_frame(found.count, np.dtype(np.uint64))
+        self.quality.empty_frames += found.n - int(np.count_nonzero(full))
+        if most == top:
+            self.quality.saturated += (
+                len(found.pixel) if found.count is None else int(np.count_nonzero(found.count == top))
+            )
         self._bound += total
-        if self._sum is not None:
-            _check(self._bound, np.dtype(np.uint64), "the sum of all frames")
-            self._sum += _binned(found.pixel, found.count, self._pixels, total)
-        if self._squares is not None:
-            self._add_squares(found, most)
-        if self._max is not None:
-            np.maximum.at(self._max, found.pixel, found.count.astype(self.dtype))
+        self._add_frames(found, most, total)
         for rows in self._rows.values():
             rows.add(found, row, most)
 
-    def _add_squares(self, found: _Sorted, most: int) -> None:
-        assert self._squares is not None
+    def _add_frames(self, found: Sorted, most: int, total: int) -> None:
+        """Add to the arrays over frames, which for counts of 1 are all made of how often each pixel is named."""
+        if self._sum is None and self._squares is None and self._max is None:
+            return
+        if found.count is None:
+            squares = sums = np.bincount(found.pixel, minlength=self._pixels).astype(np.uint64)
+            largest = np.minimum(sums, np.uint64(1)).astype(self.dtype)
+        else:
+            sums = binned(found.pixel, found.count, self._pixels, total)
+            largest = np.zeros(self._pixels, self.dtype)
+            np.maximum.at(largest, found.pixel, found.count.astype(self.dtype))
+        if self._sum is not None:
+            check_sum(self._bound, np.dtype(np.uint64), "the sum of all frames")
+            self._sum += sums
+        if self._max is not None:
+            np.maximum(self._max, largest, out=self._max)
+        if self._squares is not None and found.count is None:
+            self._carry(squares >> WORD, squares & LOW)
+        elif self._squares is not None and found.count is not None:
+            self._add_squares(found.pixel, found.count, most)
+
+    def _add_squares(self, pixel: np.ndarray, count: np.ndarray, most: int) -> None:
         if most >= 1 << 32:
             raise RecipeError(f"a pixel value of {most} can't be squared exactly in 64 bits")
-        squares = found.count * found.count
-        high, low = self._squares
-        if most * most * found.count.size < EXACT:
-            added = _binned(found.pixel, squares, self._pixels, 0)
-            high += added >> WORD
-            low += added & LOW
-        else:
-            np.add.at(high, found.pixel, squares >> WORD)
-            np.add.at(low, found.pixel, squares & LOW)
-        high += low >> WORD
-        low &= LOW
+        squares = count * count
+        high, low = binned(pixel, squares >> WORD, self._pixels, 0), binned(pixel, squares & LOW, self._pixels, 0)
+        self._carry(high, low)  # below 2**32 * EVENTS_AT_ONCE each, so exact in float64
+
+    def _carry(self, high: np.ndarray, low: np.ndarray) -> None:
+        assert self._squares is not None
+        self._squares[0] += high
+        self._squares[1] += low
+        self._squares[0] += self._squares[1] >> WORD
+        self._squares[1] &= LOW
 
     def merge(self, ranks: Ranks) -> dict[Key, np.ndarray] | None:
         """Whole arrays by term on rank 0, rows of frames flat along their first axis; None elsewhere."""
         bounds = ranks.gather_json(self._bound)
         if bounds is not None and self._sum is not None:
-            _check(sum(bounds), self._sum.dtype, "the sum of all frames")
+            check_sum(sum(bounds), self._sum.dtype, "the sum of all frames")
         found: dict[Key, np.ndarray | None] = {}
         for key, term in self.terms.items():
             match term:
@@ -193,60 +178,6 @@ class SparseFused:
         return merged
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Weighted sums of each frame, or sums over its regions: (rows, k)."""
-
-    sums: np.ndarray
-    columns: list[np.ndarray]
-    labels: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, term: Term, header: Header, rows: int) -> _Rows:
-        if isinstance(term, Labels):
-            return cls(np.zeros((rows, term.regions), np.uint64), [], term.labels.reshape(-1).astype(np.int64))
-        if isinstance(term, Masks):
-            columns = list(term.weights.reshape(len(term.weights), -1))
-            kind = {"f": np.float64, "i": np.int64}.get(term.weights.dtype.kind, np.uint64)
-        else:
-            assert isinstance(term, Moments)
-            columns, kind = _moments(term, header), np.uint64
-        return cls(np.zeros((rows, len(columns)), kind), columns)
-
-    def add(self, found: _Sorted, row: int, most: int) -> None:
-        rows = self.sums[row : row + found.n]
-        if self.labels is not None:
-            self._add_regions(found, rows)
-            return
-        for column, weights in enumerate(self.columns):
-            chosen = weights[found.pixel]
-            if self.sums.dtype.kind == "f":
-                products = chosen.astype(np.float64) * found.count.astype(np.float64)
-                rows[:, column] = np.bincount(found.frame, products, found.n)
-                continue
-            wide = chosen.astype(np.int64 if chosen.dtype.kind == "i" else np.uint64)
-            heaviest = max(int(wide.max()), -int(wide.min())) if wide.size else 0
-            _check(heaviest * most, self.sums.dtype, "a weighted pixel")
-            bound = heaviest * int(found.count.sum())
-            rows[:, column] = _by_frame(found, wide * found.count.astype(wide.dtype), bound)
-
-    def _add_regions(self, found: _Sorted, rows: np.ndarray) -> None:
-        assert self.labels is not None
-        region = self.labels[found.pixel]
-        inside = region >= 0
-        where = found.frame[inside] * rows.shape[1] + region[inside]
-        counts = found.count[inside]
-        rows[...] = _binned(where, counts, rows.size, int(counts.sum())).reshape(rows.shape)
-
-
-def _moments(term: Moments, header: Header) -> list[np.ndarray]:
-    """Weights of total, y and x, as `protocols.Moments` defines them."""
-    height, width = header.det_shape
-    mask = np.ones(header.det_shape, np.uint64) if term.mask is None else term.mask.astype(np.uint64)
-    y, x = np.arange(height, dtype=np.uint64)[:, None], np.arange(width, dtype=np.uint64)[None, :]
-    return [mask.reshape(-1), (y * mask).reshape(-1), (x * mask).reshape(-1)]
-
-
 def _parts(events: Events) -> Iterator[tuple[int, Events]]:
     """Cut into runs of whole frames of about `EVENTS_AT_ONCE` events; gives the first frame of each."""
     bounds, start, n = events.bounds, 0, len(events.bounds) - 1
@@ -259,43 +190,4 @@ def _parts(events: Events) -> Iterator[tuple[int, Events]]:
         start = stop
 
 
-def _sorted(events: Events, pixels: int) -> _Sorted:
-    """Each pixel of a frame once; a quick look tells that most lists are so already."""
-    n = len(events.bounds) - 1
-    frame = np.repeat(np.arange(n, dtype=np.int64), np.diff(events.bounds))
-    counts = np.ones(len(frame), np.uint64) if events.counts is None else events.counts.astype(np.uint64)
-    key = frame * pixels + events.indices
-    if len(key) > 1 and not (key[1:] > key[:-1]).all():
-        order = np.argsort(key, kind="stable")
-        key, counts = key[order], counts[order]
-        firsts = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
-        key, counts = key[firsts], np.add.reduceat(counts, firsts)
-    frame, pixel = np.divmod(key, pixels)
-    return _Sorted(frame, pixel, counts, n)
-
-
-def _binned(where: np.ndarray, values: np.ndarray, size: int, bound: int) -> np.ndarray:
-    """Sums (size,) uint64 of values by bin, none of which can exceed ``bound``: by float64 where that is exact."""
-    if bound < EXACT:
-        return np.bincount(where, values, size).astype(np.uint64)
-    sums = np.zeros(size, np.uint64)
-    np.add.at(sums, where, values)
-    return sums
-
-
-def _by_frame(found: _Sorted, values: np.ndarray, bound: int) -> np.ndarray:
-    """Sum of values over each frame, in their own type."""
-    if bound < EXACT:
-        return np.bincount(found.frame, values, found.n).astype(values.dtype)
-    _check(bound, values.dtype, "a weighted sum of a frame")
-    sums = np.zeros(found.n, values.dtype)
-    np.add.at(sums, found.frame, values)
-    return sums
-
-
-def _check(bound: int, dtype: np.dtype, what: str) -> None:
-    if bound > np.iinfo(dtype).max:
-        raise RecipeError(
-            f"{what} can reach {bound}, more than {dtype} holds",
-            next_step="use float weights, or leave it out of the recipe for these data",
-        )
+__all__ = ["Events", "SparseFused", "SparseSource", "densify", "oriented"]
