@@ -6,12 +6,12 @@ Each chunk is read and decompressed once as long as the chunks that later boxes 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,12 +32,25 @@ TASK_BYTES = 1 << 20
 Box = tuple[slice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of a chunk that a box wants: the chunk's number and corner, and where the part is in chunk and box."""
+class Span(NamedTuple):
+    """What a box wants of the chunks at one place along one axis."""
 
     number: int
-    corner: tuple[int, ...]
+    """What this place adds to the number of a chunk."""
+    start: int
+    """First element that is wanted, in the dataset."""
+    last: int
+    """Last element that the chunks have."""
+    inside: slice
+    target: slice
+
+
+class Piece(NamedTuple):
+    """Part of a chunk that a box wants: the chunk's number, its first wanted frame, its last frame, where it goes."""
+
+    number: int
+    first: int
+    last: int
     inside: Box
     target: Box
 
@@ -77,7 +90,8 @@ class DirectChunks:
         self._fd, self._path = fd, path
         self._shape, self._chunks, self._lead = tuple(shape), tuple(chunks), tuple(lead)
         self._stored, self._filters, self._index = stored, tuple(filters), index
-        self._bytes = int(np.prod(self._chunks)) * stored.itemsize
+        self._bytes = math.prod(self._chunks) * stored.itemsize
+        self._strides = [math.prod(index.grid[axis + 1 :]) for axis in range(len(index.grid))]
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -116,34 +130,41 @@ class DirectChunks:
         return self._pool
 
     def _pieces(self, box: Box) -> Iterator[Piece]:
-        ranges = [range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self._chunks, strict=True)]
-        for at in itertools.product(*ranges):
-            corner = tuple(i * c for i, c in zip(at, self._chunks, strict=True))
-            low = [max(a, s.start) for a, s in zip(corner, box, strict=True)]
-            high = [min(a + c, s.stop) for a, c, s in zip(corner, self._chunks, box, strict=True)]
-            yield Piece(
-                int(np.ravel_multi_index(at, self._index.grid)),
-                corner,
-                tuple(slice(a - c, b - c) for a, b, c in zip(low, high, corner, strict=True)),
-                tuple(slice(a - s.start, b - s.start) for a, b, s in zip(low, high, box, strict=True)),
+        spans = [list(self._spans(axis, part)) for axis, part in enumerate(box)]
+        for found in itertools.product(*spans):
+            numbers, starts, lasts, inside, target = zip(*found, strict=True)
+            yield Piece(sum(numbers), self._frame(starts), self._frame(lasts), inside, target)
+
+    def _spans(self, axis: int, part: slice) -> Iterator[Span]:
+        step = self._chunks[axis]
+        for place in range(part.start // step, -(-part.stop // step)):
+            corner = place * step
+            low, high = max(corner, part.start), min(corner + step, part.stop)
+            yield Span(
+                place * self._strides[axis],
+                low,
+                min(corner + step, self._shape[axis]) - 1,
+                slice(low - corner, high - corner),
+                slice(low - part.start, high - part.start),
             )
 
     def _frame(self, at: Sequence[int]) -> int:
         """The frame of an element of the dataset."""
         frame = 0
         for axis in self._lead:
-            frame = frame * self._shape[axis] + min(at[axis], self._shape[axis] - 1)
+            frame = frame * self._shape[axis] + at[axis]
         return frame
 
     def _fill(self, pieces: Sequence[Piece], end: int, out: np.ndarray) -> None:
         for piece in pieces:
-            last = self._frame([a + c - 1 for a, c in zip(piece.corner, self._chunks, strict=True)])
-            with self._lock:
-                chunk = self._kept.pop(piece.number, None)
+            chunk = None
+            if self._kept:
+                with self._lock:
+                    chunk = self._kept.pop(piece.number, None)
             if chunk is None:
                 chunk = self._chunk(piece)
             out[piece.target] = chunk[piece.inside]
-            if last > end:  # frames come in order: what ends with this box is not asked for again
+            if piece.last > end:  # frames come in order: what ends with this box is not asked for again
                 self._keep(piece.number, chunk)
 
     def _keep(self, number: int, chunk: np.ndarray) -> None:
@@ -159,28 +180,25 @@ class DirectChunks:
             raise self._missing(piece, "its chunk was never written")
         if size > largest_stored(self._bytes):
             raise self._missing(piece, f"its chunk of {self._bytes} bytes claims to take {size} in the file")
-        stored = bytearray(size)
         try:
-            got = _read_fully(self._fd, stored, address)
+            stored = _read_fully(self._fd, size, address)
         except OSError as error:
             raise self._missing(piece, f"its chunk can't be read: {error.strerror}") from error
-        if got < size:
-            raise self._missing(piece, f"its chunk is cut off: {got} of {size} bytes are there")
+        if len(stored) < size:
+            raise self._missing(piece, f"its chunk is cut off: {len(stored)} of {size} bytes are there")
         try:
-            data = undo(memoryview(stored), self._filters, int(self._index.masks[piece.number]), self._bytes)
+            data = undo(stored, self._filters, int(self._index.masks[piece.number]), self._bytes)
         except BadChunk as error:
             raise self._missing(piece, f"its chunk is damaged: {error}") from error
         return np.frombuffer(data, self._stored).reshape(self._chunks)
 
     def _missing(self, piece: Piece, why: str) -> MissingData:
-        at = [a + s.start for a, s in zip(piece.corner, piece.inside, strict=True)]
-        return MissingData(
-            why, path=self._path, frame=self._frame(at), next_step="copy the file again from the microscope"
-        )
+        return MissingData(why, path=self._path, frame=piece.first, next_step="copy the file again from the microscope")
 
 
-def _read_fully(fd: int, buffer: bytearray, offset: int) -> int:
-    view, done = memoryview(buffer), 0
-    while done < len(buffer) and (got := os.preadv(fd, [view[done:]], offset + done)):
-        done += got
-    return done
+def _read_fully(fd: int, count: int, offset: int) -> bytes:
+    """At most ``count`` bytes; fewer only at the end of the file."""
+    data = os.pread(fd, count, offset)
+    while len(data) < count and (more := os.pread(fd, count - len(data), offset + len(data))):
+        data += more
+    return data

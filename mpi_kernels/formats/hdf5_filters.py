@@ -101,24 +101,36 @@ def undo(stored: Bytes, filters: Sequence[Filter], mask: int, wanted: int) -> By
     BadChunk
         The bytes are damaged.
     """
-    applied = [f for i, f in enumerate(filters) if not mask >> i & 1]
-    sizes = [wanted]  # before each stage, as far as a compressor lets that be known
-    for stage in applied:
-        sizes.append(sizes[-1] + CHECKSUM_BYTES if stage.code == FLETCHER32 else sizes[-1])
     data = stored
-    compressed = [i for i, f in enumerate(applied) if f.code not in (SHUFFLE, FLETCHER32)]
-    for i in reversed(range(len(applied))):
-        stage = applied[i]
+    for step, size in _steps(tuple(filters), mask, wanted):
+        data = step(data, size)
+        if size >= 0 and len(data) != size:
+            raise BadChunk(f"it has {len(data)} bytes where {size} should be")
+    return data
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(filters: tuple[Filter, ...], mask: int, wanted: int) -> tuple[tuple[Undo, int], ...]:
+    """What to do in turn, and how many bytes must be there after each; -1 before a compression: unknown."""
+    steps: list[tuple[Undo, int]] = []
+    size = wanted  # before each stage, in the order of the writer
+    for i, stage in enumerate(filters):
+        if mask >> i & 1:
+            continue
         if stage.code == FLETCHER32:
-            data = _checked(data)
+            steps.append((_checked, size))
+            size += CHECKSUM_BYTES if size >= 0 else 0
         elif stage.code == SHUFFLE:
-            data = _unshuffled(data, stage.values[0] if stage.values else 1)
+            steps.append((functools.partial(_unshuffled, element=stage.values[0] if stage.values else 1), size))
         else:
-            data = decompressor(stage)(data, sizes[i])
-        if (not compressed or i <= compressed[0]) and len(data) != sizes[i]:
-            raise BadChunk(f"it has {len(data)} bytes where {sizes[i]} should be")
-    if len(data) != wanted:
-        raise BadChunk(f"it has {len(data)} bytes where {wanted} should be")
+            steps.append((decompressor(stage), size))
+            size = -1
+    if not steps:
+        steps.append((_as_it_is, wanted))
+    return tuple(reversed(steps))
+
+
+def _as_it_is(data: Bytes, wanted: int) -> Bytes:  # noqa: ARG001 - as all of them
     return data
 
 
@@ -210,7 +222,7 @@ def _zstd_size(head: bytes) -> int | None:
     return int.from_bytes(head[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def _unshuffled(data: Bytes, element: int) -> Bytes:
+def _unshuffled(data: Bytes, wanted: int, element: int) -> Bytes:  # noqa: ARG001 - as all of them
     """Bytes of each number together again; what is left over behind the last whole number stays where it is."""
     count = len(data) // element if element > 0 else 0
     if element <= 1 or count <= 1:
@@ -224,7 +236,7 @@ def _unshuffled(data: Bytes, element: int) -> Bytes:
     return out
 
 
-def _checked(data: Bytes) -> Bytes:
+def _checked(data: Bytes, wanted: int) -> Bytes:  # noqa: ARG001 - as all of them
     if len(data) < CHECKSUM_BYTES:
         raise BadChunk("its checksum is cut off")
     flat = np.frombuffer(data, np.uint8)

@@ -109,10 +109,11 @@ class ChunkedSource:
     def _direct(self) -> DirectChunks | None:
         """The way without the library, where it can be gone."""
         dataset, filters = self.dataset, filters_of(self.dataset)
-        if not dataset.chunks or not as_stored(dataset) or not undoable(filters):
+        # without a filter there is nothing that threads could share: the library is quicker on small chunks
+        if not dataset.chunks or not filters or not as_stored(dataset) or not undoable(filters):
             return None
         uneven = any(n % c for n, c in zip(dataset.shape, dataset.chunks, strict=True))
-        if (filters and uneven and not filters_partial_chunks(dataset)) or self._index is None:
+        if (uneven and not filters_partial_chunks(dataset)) or self._index is None:
             return None
         return DirectChunks(
             self._file.id.get_vfd_handle(),
