@@ -24,7 +24,7 @@ from emflow.schedulers.protocol import Finding
 from emflow.transfer import free_bytes
 from emflow.watch.hints import choose
 
-_NUMBERS = ("numpy", "h5py", "hdf5plugin", "mpi4py", "mpich")
+_NUMBERS = ("numpy", "h5py", "hdf5plugin", "isal", "mpi4py", "mpich")
 PACKAGES = (*_NUMBERS, "msgspec", "xxhash", "inotify-simple", "Pyro5", "click", "rich")
 EXTRAS = {
     "matplotlib": "notebook",

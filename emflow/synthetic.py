@@ -12,7 +12,15 @@ from typing import IO
 
 import numpy as np
 
-from emflow.synthetic_hdf5 import write_emd, write_hspy, write_nion_h5, write_nxdata
+from emflow.synthetic_hdf5 import (
+    write_dectris,
+    write_emd,
+    write_hspy,
+    write_nion_h5,
+    write_nxdata,
+    write_stempy,
+    write_topspin,
+)
 from emflow.synthetic_pace import AT_ONCE, ByteOrder, Pace, blocks, properties
 from mpi_kernels.exact import ExactScan, disc
 from mpi_kernels.formats.merlin_raw import encode
@@ -147,6 +155,7 @@ __all__ = [
     "blocks",
     "disc",
     "properties",
+    "write_dectris",
     "write_emd",
     "write_empad",
     "write_hspy",
@@ -155,4 +164,6 @@ __all__ = [
     "write_npy",
     "write_nxdata",
     "write_raw",
+    "write_stempy",
+    "write_topspin",
 ]

@@ -1,10 +1,10 @@
-"""Exact scans as HDF5 files, in the layouts of Nion Swift, py4DSTEM, HyperSpy and NeXus; h5py is imported when used."""
+"""Exact scans as HDF5 files: Nion Swift, py4DSTEM, HyperSpy, NeXus, Dectris, stempy; h5py is imported when used."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -147,4 +147,66 @@ def write_nxdata(
             values = axis["offset"] + axis["scale"] * np.arange(data.shape[i])
             group.create_dataset(name, data=values).attrs["units"] = axis["units"]
         _fill(file, data, scan, pace)
+    return path
+
+
+def write_dectris(
+    scan: ExactScan, path: Path, *, per_file: int = 7, codec: str = "bitshuffle", sidecar: bool = True
+) -> Path:
+    """A Dectris master ``<stem>_master.h5`` with data files, and the sidecar with the scan's shape."""
+    import h5py
+    import hdf5plugin
+
+    stem = path.name.removesuffix("_master.h5")
+    choices: dict[str, Any] = {"bitshuffle": hdf5plugin.Bitshuffle(), "lz4": hdf5plugin.LZ4(), "plain": {}}
+    options = choices[codec]
+    with h5py.File(path, "w") as master:
+        specific = master.create_group("entry/instrument/detector/detectorSpecific")
+        specific["nimages"], specific["ntrigger"] = np.uint64(1), np.uint64(scan.count)
+        specific["pixel_mask"] = np.zeros(scan.det_shape, np.uint32)
+        group = master.create_group("entry/data")
+        for number, start in enumerate(range(0, scan.count, per_file), 1):
+            stop = min(start + per_file, scan.count)
+            name = f"{stem}_data_{number:06d}.h5"
+            group[f"data_{number:06d}"] = h5py.ExternalLink(name, "/entry/data/data")
+            with h5py.File(path.with_name(name), "w") as file:
+                data = file.create_dataset(
+                    "entry/data/data", data=scan.frames(start, stop), chunks=(1, *scan.det_shape), **options
+                )
+                data.attrs.update({"image_nr_low": start + 1, "image_nr_high": stop})
+    if sidecar and len(scan.scan_shape) == 2:
+        with h5py.File(path.with_name(f"{stem}.h5"), "w") as file:
+            facts = file.create_group("STEM Metadata")
+            facts.attrs.update({"NumPixelsY": [scan.scan_shape[0]], "NumPixelsX": [scan.scan_shape[1]]})
+    return path
+
+
+def write_stempy(scan: ExactScan, path: Path) -> Path:
+    """Counted data as stempy writes them: a pixel is named as often as it counted."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        group = file.create_group("electron_events")
+        frames = group.create_dataset("frames", (scan.count,), h5py.vlen_dtype(np.uint32))
+        frames.attrs.update({"Ny": scan.det_shape[0], "Nx": scan.det_shape[1]})
+        positions = group.create_dataset("scan_positions", data=np.arange(scan.count))
+        positions.attrs.update({"Ny": scan.scan_shape[0], "Nx": scan.scan_shape[1]})
+        for i in range(scan.count):
+            counts = scan.frame(i).reshape(-1)
+            frames[i] = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+    return path
+
+
+def write_topspin(scan: ExactScan, path: Path) -> Path:
+    """TopSpin's .app5: a dataset for each frame, with the beam position in its XML."""
+    import h5py
+
+    width = scan.scan_shape[-1]
+    with h5py.File(path, "w") as file:
+        series = file.create_group("18d9446f-22bf-4fb1-8d13-338174e75d20/3526f008-a687-41fb-a21e-c21362241492")
+        for i in range(scan.count):
+            y, x = (2e-9 * n for n in divmod(i, width))
+            series[f"{i}/Data"] = scan.frame(i)
+            place = f'<Value><X Version="1">{x:.15g}</X><Y Version="1">{y:.15g}</Y></Value>'
+            series[f"{i}/Metadata"] = np.bytes_(f"<Metadata><Name>RequestedBeamPosition</Name>{place}</Metadata>")
     return path

@@ -15,6 +15,11 @@ _OURS = re.compile(r".*_emflow\.[^.]+|.*\.emflow\.json", re.IGNORECASE | re.DOTA
 
 _NOTE = re.compile(r"[^.].*\.emflow\.json", re.DOTALL)
 
+_PART = re.compile(r".+_data_[0-9]{6}\.h5", re.IGNORECASE | re.DOTALL)
+"""Dectris's data files, which belong to the acquisition of their ``<stem>_master.h5``."""
+
+_BESIDE_MASTER = re.compile(rb"(.+)\.h5", re.IGNORECASE | re.DOTALL)
+
 _SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information"})
 """What a NAS or Windows keeps beside data, thumbnails and deleted files under the data's own names."""
 
@@ -37,6 +42,25 @@ def is_note(name: str) -> bool:
     return _NOTE.fullmatch(name) is not None
 
 
+def is_part(name: str) -> bool:
+    """Whether a file name is that of a further file of an acquisition, which is found by its main file's name.
+
+    >>> is_part("scan_data_000001.h5"), is_part("scan_master.h5"), is_part("data_000001.h5")
+    (True, False, False)
+    """
+    return _PART.fullmatch(name) is not None
+
+
+def main_of(name: bytes) -> bytes | None:
+    """The file that makes this one a sidecar, if it is there; None where the name can't be a sidecar's.
+
+    >>> main_of(b"scan.h5"), main_of(b"scan.mib")
+    (b'scan_master.h5', None)
+    """
+    found = _BESIDE_MASTER.fullmatch(name)
+    return found[1] + b"_master.h5" if found else None
+
+
 class Names:
     """Chooses by name, without regard to case, since shares are shared with Windows.
 
@@ -56,9 +80,10 @@ class Names:
         self._like_a_file = _compiled([p for p in match if "." in p.rpartition("/")[2]])
 
     def wants_file(self, relpath: bytes) -> bool:
-        """Whether a file of this name is, or belongs to, an acquisition."""
+        """Whether a file of this name may be the main file of an acquisition."""
         text, name = _text(relpath)
-        return not is_temporary(name) and _fits(self._match, text, name) and not _fits(self._ignore, text, name)
+        unwanted = is_temporary(name) or is_part(name)
+        return not unwanted and _fits(self._match, text, name) and not _fits(self._ignore, text, name)
 
     def wants_folder(self, relpath: bytes) -> bool:
         """Whether a folder is entered."""

@@ -12,7 +12,7 @@ import msgspec
 
 from emflow.errors import Unavailable
 from emflow.records import Fingerprint
-from emflow.watch.names import Names
+from emflow.watch.names import Names, main_of
 from mpi_kernels.errors import printable
 
 FOLDER = Fingerprint(size=0, mtime_ns=0, ctime_ns=0)
@@ -59,7 +59,7 @@ def walk(
 
 
 def look(root: bytes, relpath: bytes) -> Sighting | None:
-    """Stat one file; None if it is gone or a folder.
+    """Stat one file; None if it is gone, a folder, or the sidecar of another.
 
     Raises
     ------
@@ -67,6 +67,9 @@ def look(root: bytes, relpath: bytes) -> Sighting | None:
         The share does not answer.
     """
     path = below(root, relpath)
+    main = main_of(path)
+    if main is not None and os.path.lexists(main):
+        return None
     try:
         facts = os.lstat(path)
     except OSError as error:
@@ -99,10 +102,12 @@ class Walk:
         while waiting:
             here = waiting.pop()
             try:
-                with os.scandir(below(self.root, here)) as entries:
+                with os.scandir(below(self.root, here)) as listing:
                     self.read.append(here)
-                    for entry in entries:
-                        yield from self._entry(entry, below(here, entry.name) if here else entry.name, waiting)
+                    entries = {entry.name: entry for entry in listing}
+                for name, entry in entries.items():
+                    if main_of(name) not in entries:  # else it is a sidecar of that file
+                        yield from self._entry(entry, below(here, name) if here else name, waiting)
             except OSError as error:
                 if here and error.errno in GONE:
                     continue

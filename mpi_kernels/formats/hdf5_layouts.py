@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpi_kernels.contract import Axis, Scalar
-from mpi_kernels.errors import FormatError
+from mpi_kernels.errors import FormatError, NotThisFormat
 from mpi_kernels.formats import nion
 from mpi_kernels.formats.hdf5_axes import array_axes, dimension, number, scalar
-from mpi_kernels.formats.hdf5_open import Contents, attribute, text_of
+from mpi_kernels.formats.hdf5_open import MAX_DEPTH, Contents, attribute, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,13 @@ def find(contents: Contents, path: str) -> Found:
 
 
 def _nion(contents: Contents, path: str) -> Found | None:
-    """Nion Swift: dataset ``data`` with a JSON attribute ``properties``."""
-    data = contents.datasets.get("/data")
-    text = text_of(attribute(data, "properties")) if data is not None else ""
-    if data is None or not text:
+    """Nion Swift: ``data`` (.h5), or ``data/0``, ``data/1`` ... (.nhdf), with a JSON attribute ``properties``."""
+    names = [n for n in contents.datasets if re.fullmatch(r"/data(/[0-9]+)?", n)]
+    candidates = [(n, d, 0) for n in names if text_of(attribute(d := contents.datasets[n], "properties"))]
+    if not candidates:
         return None
+    name, data, _ = _largest(candidates)
+    text = text_of(attribute(data, "properties"))
     try:
         properties = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -63,12 +65,12 @@ def _nion(contents: Contents, path: str) -> Found | None:
     facts = nion.facts(properties, data.shape, path)
     return Found(
         layout="Nion Swift",
-        name="/data",
+        name=name,
         scan_axes=facts.scan_axes,
         det_axes=facts.det_axes,
         unit=facts.unit,
         metadata=facts.metadata,
-        warnings=facts.warnings,
+        warnings=(*facts.warnings, *_others(name, [n for n, _, _ in candidates])),
     )
 
 
@@ -137,22 +139,25 @@ def _navigation_first(found: Sequence[Any], path: str) -> None:
 
 
 def _nxdata(contents: Contents, path: str) -> Found | None:
-    """NeXus: the ``signal`` of an NXdata group, the default one if the file names it."""
+    """NeXus: the ``signal`` of an NXdata group; of the default one, if the file names it and it is no mere image."""
     names: list[tuple[str, Any, int]] = []
     for group_name, group in contents.groups.items():
         if text_of(attribute(group, "NX_class")) != "NXdata":
             continue
-        signal = text_of(attribute(group, "signal")) or "data"
-        if f"{group_name}/{signal}" in contents.links:
+        signal = f"{group_name.rstrip('/')}/{text_of(attribute(group, 'signal')) or 'data'}"
+        if signal in contents.links:
             raise _behind_links(contents, path)
-        array = contents.datasets.get(f"{group_name}/{signal}")
+        array = contents.datasets.get(signal)
         if array is not None and _is_frames(array):
-            names.append((f"{group_name}/{signal}", array, 0))
+            names.append((signal, array, 0))
     if not names:
         return None
-    name, array, _ = _largest(names)
+    default = _default_group(contents)
+    stated_first = [c for c in names if default is not None and (c[0].rsplit("/", 1)[0] or "/") == default]
+    # a default that is a single image is a preview of the scan where there is one
+    name, array, _ = next((c for c in stated_first if c[1].ndim > 2), None) or _largest(names)
     group_name = name.rsplit("/", 1)[0]
-    stated = attribute(contents.groups[group_name], "axes")
+    stated = attribute(contents.groups[group_name or "/"], "axes")
     listed = [text_of(a) for a in stated] if stated is not None and getattr(stated, "ndim", 0) == 1 else []
     dims = [dimension(contents, f"{group_name}/{a}") for a in listed] if len(listed) == array.ndim else []
     scan_axes, det_axes = array_axes(array.shape, dims, path)
@@ -164,6 +169,25 @@ def _nxdata(contents: Contents, path: str) -> Found | None:
         unit=text_of(attribute(array, "units")) or "counts",
         warnings=_others(name, [n for n, a, _ in names if a.ndim == array.ndim]),
     )
+
+
+def _default_group(contents: Contents) -> str | None:
+    """The NXdata group to which the attributes ``default`` lead from the root; None where they lead nowhere.
+
+    Source: https://manual.nexusformat.org/datarules.html, "Find the default plottable data".
+    """
+    here = "/"
+    for _ in range(MAX_DEPTH):
+        group = contents.groups.get(here)
+        if group is None:
+            return None
+        if text_of(attribute(group, "NX_class")) == "NXdata":
+            return here
+        named = text_of(attribute(group, "default"))
+        if not named:
+            return None
+        here = named if named.startswith("/") else f"{here.rstrip('/')}/{named}"
+    return None
 
 
 def _h5ebsd(contents: Contents, path: str) -> Found | None:  # noqa: ARG001 - the finders have one signature
@@ -205,7 +229,7 @@ def _behind_links(contents: Contents, path: str) -> FormatError:
     return FormatError(
         f"its data lie behind links, which are not followed: {', '.join(contents.links[:4])}",
         path=path,
-        next_step="masters of ARINA and other Dectris detectors are not supported yet; name the data file itself",
+        next_step="name the file that holds the frames, or copy them into one with h5repack",
     )
 
 
@@ -214,17 +238,37 @@ def _other_order(contents: Contents, path: str) -> Found | None:
     if any(re.fullmatch(r"/Data/Image/[0-9a-f]{32}/Data", n) for n in contents.datasets):
         program = "Velox, which puts the frames last"
     elif sum(n.endswith("/Data") and f"{n[:-5]}/Metadata" in contents.datasets for n in contents.datasets) > 1:
-        program = "TopSpin (.app5), one dataset for each frame"
+        program = "TopSpin, one dataset for each frame"
     else:
         return None
     raise FormatError(
-        f"it was written by {program}: not supported yet",
+        f"it was written by {program}: another format reads it, by its suffix",
         path=path,
-        next_step="convert it with HyperSpy to .hspy",
+        next_step="give it the suffix again that it was written with: .emd or .app5",
     )
 
 
+def _counted(contents: Contents, path: str) -> Found | None:
+    """Lists of events as stempy writes them, beside which images and raw frames may lie: another format reads them."""
+    if "/electron_events" in contents.groups and "/electron_events/frames" in contents.datasets:
+        raise NotThisFormat("it holds electron events: the format stempy reads them", path=path)
+    return None
+
+
+def _master(contents: Contents, path: str) -> Found | None:
+    """Masters of Dectris detectors: what they hold themselves is a flat field and a mask, never frames."""
+    if any(re.fullmatch(r"/entry/data/data_\d{6}", n) for n in contents.links):
+        raise FormatError(
+            "its data lie behind links to the data files of a Dectris detector",
+            path=path,
+            next_step="give it a name that ends with _master.h5 again, or name a data file",
+        )
+    return None
+
+
 _FINDERS: tuple[Callable[[Contents, str], Found | None], ...] = (
+    _counted,
+    _master,
     _other_order,
     _nion,
     _emd,

@@ -1,7 +1,8 @@
-"""Frames of an HDF5 dataset in chunks, read through the library; a chunk that is not there is never read as zeros."""
+"""Frames of an HDF5 dataset in chunks; a chunk that is not there is never read as zeros."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -10,23 +11,20 @@ from typing import Any
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.errors import FormatError, MissingData
+from mpi_kernels.errors import MissingData
+from mpi_kernels.formats.hdf5_checks import activate_filters
+from mpi_kernels.formats.hdf5_direct import CACHE_BYTES, DirectChunks
+from mpi_kernels.formats.hdf5_filters import filters_of, undoable
+from mpi_kernels.formats.hdf5_holes import expected_chunks, first_missing
+from mpi_kernels.formats.hdf5_index import ChunkIndex, chunk_index, filters_partial_chunks
+from mpi_kernels.formats.hdf5_layout import as_stored, layout_of
 from mpi_kernels.formats.hdf5_open import library_errors
-from mpi_kernels.formats.plan import check_request
+from mpi_kernels.formats.plan import LayoutSource, check_request
 from mpi_kernels.layout import Layout
+from mpi_kernels.protocols import Source
 
-CACHE_BYTES = 64 << 20
-"""Chunk cache of a source: what two blocks share is decompressed once.  Bounds a rank's memory."""
-
-MAX_CHUNK_BYTES = 1 << 30
-
-
-def activate_filters() -> None:
-    """Register the compression filters of hdf5plugin (blosc, bitshuffle, zstd, lz4) where it is installed."""
-    try:
-        import hdf5plugin  # noqa: F401 - registers its filters when imported
-    except ImportError:
-        return
+CACHE_SLOTS = 12421
+"""Places of the library's own chunk cache; far more than chunks in it, so that they don't push each other out."""
 
 
 def kept_axes(shape: Sequence[int], scan_axes: int) -> list[int]:
@@ -49,58 +47,11 @@ def chunk_frames(shape: Sequence[int], chunks: Sequence[int], lead: Sequence[int
     return int(inner if rows == 1 and size % inner == 0 else rows * size)
 
 
-FEW_FRAMES = 64
-"""Up to here chunks are looked up one by one; more are found in one pass over the index."""
-
-
-def first_missing(dataset: Any, lead: Sequence[int], start: int, stop: int) -> int | None:
-    """The first frame of ``start:stop`` that lies in a chunk which was never written; None if all are there."""
-    chunks, shape = dataset.chunks, dataset.shape
-    inner = [range(0, shape[i], chunks[i]) for i in range(len(shape)) if i not in lead]
-    scan = [shape[i] for i in lead]
-    written = _written_chunks(dataset) if stop - start > FEW_FRAMES else None
-    known: dict[tuple[int, ...], bool] = {}
-    for frame in range(start, stop):
-        index = np.unravel_index(frame, scan) if scan else ()
-        at = tuple(int(n) // chunks[i] * chunks[i] for n, i in zip(index, lead, strict=True))
-        if at not in known:
-            asked = _chunks_at(lead, at, inner, len(shape))
-            known[at] = all(_written(dataset, c) if written is None else c in written for c in asked)
-        if not known[at]:
-            return frame
-    return None
-
-
-def _chunks_at(lead: Sequence[int], at: Sequence[int], inner: Sequence[range], rank: int) -> Iterator[tuple[int, ...]]:
-    for index in np.ndindex(*(len(r) for r in inner)):
-        rest = iter(r[i] for r, i in zip(inner, index, strict=True))
-        yield tuple(at[lead.index(axis)] if axis in lead else next(rest) for axis in range(rank))
-
-
-def _written_chunks(dataset: Any) -> set[tuple[int, ...]]:
-    """Offsets of all chunks that are in the file, in one pass over its index; each single look-up is another pass."""
-    found: set[tuple[int, ...]] = set()
-
-    def note(chunk: Any) -> None:
-        if chunk.byte_offset is not None and chunk.size > 0:
-            found.add(tuple(int(n) for n in chunk.chunk_offset))
-
-    dataset.id.chunk_iter(note)
-    return found
-
-
-def _written(dataset: Any, at: tuple[int, ...]) -> bool:
-    info = dataset.id.get_chunk_info_by_coord(at)
-    return info.byte_offset is not None and info.size > 0
-
-
-def expected_chunks(dataset: Any) -> int:
-    """Chunks that a complete dataset has."""
-    return math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
-
-
 class ChunkedSource:
-    """Frames of one dataset, read through HDF5 into the caller's buffer, in native byte order.
+    """Frames of one dataset into the caller's buffer, in native byte order.
+
+    Compressions that `hdf5_filters` knows are undone in ``threads`` threads without the HDF5 library; all others go
+    through it and its lock, one chunk after another.
 
     Parameters
     ----------
@@ -110,24 +61,73 @@ class ChunkedSource:
         The file.
     name : str
         Path of the dataset inside the file.
-    """
 
-    layout: Layout | None = None
+    Attributes
+    ----------
+    threads : int
+        How many may decompress at a time; whoever reads sets it.
+    dataset : h5py.Dataset
+        Open until `close`.
+    """
 
     def __init__(self, header: Header, path: str, name: str) -> None:
         import h5py
 
         activate_filters()
         self.header = header
+        self.threads = 1
         self._path = path
         with library_errors(path):
-            self._file = h5py.File(os.fsencode(path), "r", locking="best-effort", rdcc_nbytes=CACHE_BYTES)
+            self._file = h5py.File(
+                os.fsencode(path), "r", locking="best-effort", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=CACHE_SLOTS
+            )
             self._size = self._file.id.get_filesize()
-            self._dataset = self._file[name]
-            shape, chunks = self._dataset.shape, self._dataset.chunks
+            self.dataset = self._file[name]
+            shape, chunks = self.dataset.shape, self.dataset.chunks
             self._lead = kept_axes(shape, self._axes(shape))
             self.align = chunk_frames(shape, chunks, self._lead) if chunks else 1
-            self._whole = not chunks or self._dataset.id.get_num_chunks() == expected_chunks(self._dataset)
+            self._whole = not chunks or self.dataset.id.get_num_chunks() == expected_chunks(self.dataset)
+
+    @functools.cached_property
+    def layout(self) -> Layout | None:
+        """Where the frames lie, if whole frames lie in the file in a way that can be read without HDF5."""
+        dataset = self.dataset
+        if self._index is None or not as_stored(dataset) or self.header.frames != self._frames():
+            return None
+        return layout_of(dataset, self._lead, dataset.dtype, self._path, self._index)
+
+    @functools.cached_property
+    def _index(self) -> ChunkIndex | None:
+        """The index of chunks that are all there."""
+        if not self.dataset.chunks or not self._whole:
+            return None
+        with library_errors(self._path):
+            found = chunk_index(self.dataset)
+        return found if found is not None and found.whole else None
+
+    @functools.cached_property
+    def _direct(self) -> DirectChunks | None:
+        """The way without the library, where it can be gone."""
+        dataset, filters = self.dataset, filters_of(self.dataset)
+        # without a filter there is nothing that threads could share: the library is quicker on small chunks
+        if not dataset.chunks or not filters or not as_stored(dataset) or not undoable(filters):
+            return None
+        uneven = any(n % c for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+        if (uneven and not filters_partial_chunks(dataset)) or self._index is None:
+            return None
+        return DirectChunks(
+            self._file.id.get_vfd_handle(),
+            self._path,
+            dataset.shape,
+            dataset.chunks,
+            dataset.dtype,
+            filters,
+            self._index,
+            self._lead,
+        )
+
+    def _frames(self) -> int:
+        return math.prod(self.dataset.shape[i] for i in self._lead)
 
     def _axes(self, shape: Sequence[int]) -> int:
         """Scan axes of the array itself: an h5ebsd stack is delivered as a scan."""
@@ -137,7 +137,7 @@ class ChunkedSource:
         """Fill ``out``, (stop - start, det_y, det_x) in ``header.dtype``; `MissingData` names the frame not there."""
         check_request(self.header, start, stop, out)
         if not self._whole:
-            self._refuse(first_missing(self._dataset, self._lead, start, stop))
+            self._refuse(first_missing(self.dataset, self._lead, start, stop))
         for a, b, rows in self._slabs(start, stop):
             part = out[a - start : b - start]
             try:
@@ -160,7 +160,7 @@ class ChunkedSource:
         if len(self._lead) == 1:
             yield start, stop, (slice(start, stop),)
             return
-        width = self._dataset.shape[self._lead[-1]]
+        width = self.dataset.shape[self._lead[-1]]
         while start < stop:
             row, column = divmod(start, width)
             if column == 0 and stop - start >= width:
@@ -173,16 +173,22 @@ class ChunkedSource:
             start = end
 
     def _read(self, rows: tuple[slice, ...], out: np.ndarray) -> None:
-        shape = self._dataset.shape
+        shape = self.dataset.shape
         box = [slice(0, 1)] * (len(shape) - 2) + [slice(0, n) for n in shape[-2:]]
         for axis, part in zip(self._lead, rows, strict=True):
             box[axis] = part
         if out.size == 0:
             return
-        if self._dataset.dtype.kind == "b" or not out.flags.c_contiguous:
-            out[...] = self._dataset[tuple(box)].reshape(out.shape)
+        if self._direct is not None:
+            whole = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+            self._direct.read(tuple(box), whole.reshape([s.stop - s.start for s in box]), self.threads)
+            if whole is not out:
+                out[...] = whole
             return
-        self._dataset.read_direct(out.reshape([s.stop - s.start for s in box]), tuple(box))
+        if self.dataset.dtype.kind == "b" or not out.flags.c_contiguous:
+            out[...] = self.dataset[tuple(box)].reshape(out.shape)
+            return
+        self.dataset.read_direct(out.reshape([s.stop - s.start for s in box]), tuple(box))
 
     def _refuse(self, frame: int | None) -> None:
         if frame is not None:
@@ -197,35 +203,35 @@ class ChunkedSource:
         """Raise `MissingData` with the first frame whose chunk is not in the file."""
         if not self._whole:
             with library_errors(self._path):
-                self._refuse(first_missing(self._dataset, self._lead, 0, self.header.frames))
+                self._refuse(first_missing(self.dataset, self._lead, 0, self.header.frames))
 
     def close(self) -> None:
         """Give the file back; more than once does no harm."""
+        direct = self.__dict__.pop("_direct", None)  # only if it was ever needed
+        if direct is not None:
+            direct.close()
         self._file.close()
 
 
-def check_chunks(dataset: Any, path: str) -> None:
-    """Refuse chunks that would fill the memory, before one is read."""
-    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    if size > MAX_CHUNK_BYTES:
-        raise FormatError(
-            f"its chunks have {size} bytes; at most {MAX_CHUNK_BYTES} are read at once",
-            path=path,
-            next_step="repack it: h5repack -l CHUNK=1x1x<det_y>x<det_x>",
-        )
+def repeated(dataset: Any, lead: Sequence[int]) -> tuple[str, ...]:
+    """A warning where the chunks that frames share don't fit the cache, so that they are decompressed repeatedly."""
+    if not dataset.chunks or not filters_of(dataset):
+        return ()
+    frame = dataset.dtype.itemsize * dataset.shape[-2] * dataset.shape[-1]
+    shared = chunk_frames(dataset.shape, dataset.chunks, lead) * frame
+    if shared <= CACHE_BYTES or math.prod(dataset.chunks[i] for i in lead) == 1:
+        return ()
+    return (
+        f"its chunks {dataset.chunks} are shared by {shared >> 20} MiB of frames, more than the "
+        f"{CACHE_BYTES >> 20} MiB that are kept, so they are decompressed several times; "
+        "h5repack -l CHUNK= with whole frames makes it quick",
+    )
 
 
-def check_filters(dataset: Any, path: str) -> None:
-    """Refuse a compression that can't be undone here."""
-    import h5py
-
-    activate_filters()
-    plist = dataset.id.get_create_plist()
-    for i in range(plist.get_nfilters()):
-        code, _, _, name = plist.get_filter(i)
-        if not h5py.h5z.filter_avail(code):
-            raise FormatError(
-                f"it is compressed with HDF5 filter {code} ({name.decode('latin-1'):.40}), which is not installed",
-                path=path,
-                next_step="pip install hdf5plugin",
-            )
+def chunked(header: Header, path: str, name: str) -> Source:
+    """The source of a chunked dataset: by offset where its chunks hold plain whole frames, else chunk by chunk."""
+    source = ChunkedSource(header, path, name)
+    if not filters_of(source.dataset) and (layout := source.layout) is not None:
+        source.close()
+        return LayoutSource(header, layout)
+    return source

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -15,7 +16,9 @@ from emflow import registry
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete, KernelError, MissingData, NotThisFormat
 from mpi_kernels.formats.choose import choose
-from mpi_kernels.protocols import Format
+from mpi_kernels.protocols import Format, Moments, Sum
+from mpi_kernels.ranks import Ranks
+from mpi_kernels.sparse import SparseFused, SparseSource
 
 pytestmark = pytest.mark.needs_data
 
@@ -70,6 +73,12 @@ SETS: dict[str, tuple[str, tuple[int, ...]]] = {
     "transcoded/hspy": ("hdf5", (3, 7)),
     "transcoded/nion_h5": ("hdf5", (3, 7)),
     "transcoded/h5_contig": ("hdf5", (2, 4)),
+    "app5/topspin_from_export": ("topspin", (3, 7)),
+    "app5/topspin_from_file": ("topspin", (2, 5)),
+    "app5/topspin_test_A": ("topspin", (2, 5)),
+    "app5/topspin_test_C": ("topspin", (3, 5)),
+    "arina/test_00": ("dectris", (16,)),
+    "transcoded/stempy_counted": ("stempy", (3, 3)),
 }
 
 
@@ -139,13 +148,14 @@ def test_cut_off_anywhere_it_is_never_called_whole(
 ) -> None:
     truth = reference[name]
     known = formats[SETS[name][0]]
-    for member in known.probe(os.fspath(real_data / truth["files"][0])).members:
+    members = known.probe(os.fspath(real_data / truth["files"][0])).members
+    for member in members:
         shutil.copyfile(member.path, tmp_path / f"cut{member.suffix}")
-    beside = (".hdr", ".json", ".xml", ".txt", ".csv", ".emi")
-    path = next(p for p in tmp_path.iterdir() if p.suffix not in beside)
-    size = path.stat().st_size
+    path = tmp_path / f"cut{members[0].suffix}"
+    held = next((m.suffix for m in members if m.suffix == "_data_000001.h5"), members[0].suffix)
+    size = (tmp_path / f"cut{held}").stat().st_size
     for length in (size - 1, size * 9 // 10, size // 2, size // 3, 1000, 40, 1):
-        os.truncate(path, length)
+        os.truncate(tmp_path / f"cut{held}", length)
         try:
             header, frames = read(known, path)
         except KernelError:
@@ -155,9 +165,68 @@ def test_cut_off_anywhere_it_is_never_called_whole(
         np.testing.assert_array_equal(frames, whole[: header.frames])
 
 
-def test_the_scan_that_swift_wrote(real_data: Path, formats: dict[str, Format]) -> None:
-    import h5py
+def test_a_master_that_announces_more_frames_than_there_are(
+    reference: dict[str, dict[str, Any]], real_data: Path, formats: dict[str, Format], tmp_path: Path
+) -> None:
+    """The transcoded set has another acquisition's master, with 16 triggers; with 9 it is whole."""
+    truth = reference["transcoded/arina_layout"]
+    with pytest.raises(Incomplete, match="9 of 16 frames") as caught:
+        choose(os.fspath(real_data / truth["files"][0]), formats)
+    assert caught.value.frame == 9
+    for file in truth["files"]:
+        shutil.copyfile(real_data / file, tmp_path / Path(file).name)
+    path = tmp_path / Path(truth["files"][0]).name
+    path.chmod(0o600)
+    with h5py.File(path, "r+") as file:
+        file["entry/instrument/detector/detectorSpecific/ntrigger"][...] = 9
+    assert choose(os.fspath(path), formats)[0] == "dectris"
+    for step in (0, 1, 4):
+        header, frames = read(formats["dectris"], path, step)
+        assert digest(frames) == truth["sha256_frames_C_LE"]
+    assert {Path(m.path).name for m in header.members} == {Path(f).name for f in truth["files"]}
 
+
+def test_events_of_real_counted_data_are_its_frames(
+    reference: dict[str, dict[str, Any]], real_data: Path, formats: dict[str, Format]
+) -> None:
+    truth = reference["transcoded/stempy_counted"]
+    source = formats["stempy"].open(os.fspath(real_data / truth["files"][0]))
+    assert isinstance(source, SparseSource)
+    events = source.events(0, 9)
+    assert np.diff(events.bounds).tolist() == truth["per_frame"]["total"]
+    fused = SparseFused([Sum(), Moments()], source.header, 9)
+    fused.add(events, 0)
+    merged = fused.merge(Ranks())
+    assert merged is not None
+    total, moments = merged.values()
+    assert (
+        int((total.reshape(-1).astype(object) * np.arange(1, total.size + 1)).sum()) == truth["sum_frame"]["weighted"]
+    )
+    assert (moments[:, 1] / moments[:, 0]).tolist() == pytest.approx(truth["per_frame"]["com_y"], rel=1e-12)
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("transcoded/h5_contig", ""),
+        ("nexus_ptycho/raster", ""),
+        ("h5ebsd/Ni_scan1", ""),
+        ("app5/topspin_test_C", ""),
+        ("arina/test_00", "bitshuffle-lz4"),
+    ],
+)
+def test_layouts_of_real_files(
+    name: str, codec: str, reference: dict[str, dict[str, Any]], real_data: Path, formats: dict[str, Format]
+) -> None:
+    truth = reference[name]
+    source = formats[SETS[name][0]].open(os.fspath(real_data / truth["files"][0]))
+    assert source.layout is not None
+    assert source.layout.codec == codec
+    source.close()
+
+
+def test_the_scan_that_swift_wrote(real_data: Path, formats: dict[str, Format]) -> None:
     path = real_data / "nion_swift" / "swift_cts_32x32x64x64.h5"
     chosen, header = choose(os.fspath(path), formats)
     assert (chosen, header.kind, header.scan_shape, header.det_shape) == ("hdf5", "4d", (32, 32), (64, 64))
@@ -239,10 +308,6 @@ def test_a_blank_frame_header_in_a_real_file_is_missing_data(
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("topspin_app5/topspin_test_A.app5", "TopSpin"),
-        ("arina_nexus_h5/test_00_master.h5", "links"),
-        ("transcoded/arina_layout_9x256x256_master.h5", "links"),
-        ("transcoded/stempy_counted_3x3x256x256.h5", "no dataset"),
         ("transcoded", "folder"),
     ],
 )

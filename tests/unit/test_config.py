@@ -184,7 +184,7 @@ def test_settings_are_frozen(tmp_path):
 def test_default_patterns_are_the_suffixes_of_the_formats():
     patterns = config.default_match()
     assert {"*.h5", "*.mib", "*.npy"} <= set(patterns)
-    assert all(p.startswith("*.") for p in patterns)
+    assert all(p.startswith(("*.", "*_")) for p in patterns)
 
 
 def test_shares_that_are_one_through_a_link_are_refused(tmp_path):

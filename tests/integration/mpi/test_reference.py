@@ -21,7 +21,7 @@ from mpi_kernels.formats.choose import choose
 from mpi_kernels.protocols import Format
 
 pytestmark = [pytest.mark.needs_data, pytest.mark.needs_mpi]
-FEWEST = 49
+FEWEST = 55
 """Sets in formats that emflow reads; fewer would mean that a format has stopped knowing its files."""
 RADIUS_PX_INTEGER = 1e-9
 RELATIVE_FLOAT = 1e-6

@@ -504,3 +504,60 @@ def test_a_hyperspy_file_with_its_signal_first_is_not_turned_silently(tmp_path: 
             axis.attrs["navigate"] = not axis.attrs["navigate"]
     with pytest.raises(FormatError, match="not the last two axes"):
         Hdf5().probe(str(path))
+
+
+def _nexus(file: h5py.File, default: str | None, *, root: bool = False) -> None:
+    """Two series and a preview, each as NXdata."""
+    for name, shape in (("large", (4, 5, 6)), ("small", (2, 5, 6)), ("preview", (7, 7))):
+        group = file.create_group(f"entry/{name}")
+        group.attrs.update({"NX_class": "NXdata", "signal": "values"})
+        group["values"] = np.full(shape, len(shape), np.uint16)
+    file["entry"].attrs["NX_class"] = "NXentry"
+    if default is not None:
+        file.attrs["default"] = "entry"
+        file["entry"].attrs["default"] = default
+    if root:
+        file.attrs.update({"NX_class": "NXdata", "signal": "at_root"})
+        file["at_root"] = np.zeros((3, 4, 5, 6), np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("default", "name"),
+    [
+        (None, "/entry/large/values"),
+        ("small", "/entry/small/values"),
+        ("/entry/small", "/entry/small/values"),
+        ("preview", "/entry/large/values"),  # an image of the scan is not what a reduction is for
+        ("nowhere", "/entry/large/values"),
+        ("..", "/entry/large/values"),
+    ],
+)
+def test_the_default_nxdata_comes_before_the_largest(tmp_path: Path, default: str | None, name: str) -> None:
+    path = make(tmp_path / "a.nxs", lambda f: _nexus(f, default))
+    assert Hdf5().probe(os.fspath(path)).metadata["dataset"] == name
+
+
+def test_nxdata_at_the_root(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.nxs", lambda f: _nexus(f, None, root=True))
+    header = Hdf5().probe(os.fspath(path))
+    assert (header.metadata["dataset"], header.scan_shape) == ("/at_root", (3, 4))
+
+
+def test_a_default_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.nxs", lambda f: _nexus(f, "/entry"))
+    assert Hdf5().probe(os.fspath(path)).metadata["dataset"] == "/entry/large/values"
+
+
+def test_several_items_of_swift_in_one_file(tmp_path: Path) -> None:
+    """.nhdf: ``/data/0``, ``/data/1`` ... beside an index."""
+    path = write_nion_h5(SCAN, tmp_path / "a.h5")
+    with h5py.File(path) as source, h5py.File(tmp_path / "a.nhdf", "w") as file:
+        source.copy("data", file, "data/1")
+        file["data/0"] = np.zeros((4, 6), np.float32)
+        file["data/0"].attrs["properties"] = "{}"
+        file.create_group("index")
+    header, out = read(tmp_path / "a.nhdf")
+    assert (header.metadata["dataset"], header.scan_shape, header.members[0].suffix) == ("/data/1", (4, 6), ".nhdf")
+    assert header.scan_axes[0].unit == "nm"
+    assert "/data/0" in header.warnings[0]
+    np.testing.assert_array_equal(out, SCAN.frames(0, 24))

@@ -1,6 +1,6 @@
 import pytest
 
-from emflow.watch.names import Names, is_temporary
+from emflow.watch.names import Names, is_part, is_temporary, main_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,17 @@ def test_only_a_pattern_with_a_suffix_speaks_of_files() -> None:
     assert Names(["*.mib"], []).expects_file(b"day/run.MIB")
     assert not Names(["*"], []).expects_file(b"day/run.mib")
     assert not Names(["*.mib", "*"], []).expects_file(b"day/run")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("a_data_000001.h5", True), ("A_DATA_000012.H5", True), ("a_data_1.h5", False), ("a_data_000001.mib", False)],
+)
+def test_data_files_of_a_master_are_no_acquisitions(name: str, part: bool) -> None:
+    assert is_part(name) is part
+    assert Names(["*.h5", "*.mib"], []).wants_file(name.lower().encode()) is not part
+
+
+def test_what_may_be_the_sidecar_of_a_master() -> None:
+    assert main_of(b"day/scan.h5") == b"day/scan_master.h5"
+    assert main_of(b"day/scan.mib") is None

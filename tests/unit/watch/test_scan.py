@@ -7,6 +7,7 @@ from emflow.errors import Unavailable
 from emflow.records import Fingerprint
 from emflow.watch.hints import RESCAN
 from emflow.watch.scan import Scanner, Sighting, walk
+from emflow.watch.walk import look
 
 HOSTILE = [
     b"new\nline.mib",
@@ -74,6 +75,15 @@ def test_hostile_names_pass_unchanged(tmp_path: Path) -> None:
     for name in HOSTILE:
         (tmp_path / os.fsdecode(name)).write_bytes(b"x")
     assert sorted(seen(list(walk(tmp_path, match=["*.mib"])))) == sorted(HOSTILE)
+
+
+def test_a_master_stands_for_its_data_files_and_its_sidecar(tmp_path: Path) -> None:
+    for name in ("a_master.h5", "a.h5", "a_data_000001.h5", "a_data_000002.h5", "b.h5"):
+        write(tmp_path / name)
+    assert sorted(seen(list(walk(tmp_path, match=["*.h5"])))) == [b"a_master.h5", b"b.h5"]
+    root = os.fsencode(tmp_path)
+    assert look(root, b"a.h5") is None
+    assert look(root, b"b.h5") is not None
 
 
 def test_a_files_age_never_hides_it(tmp_path: Path) -> None:
