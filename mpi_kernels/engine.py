@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from mpi_kernels.contract import Scalar
+from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.errors import KernelError
 from mpi_kernels.fused import Fused, Quality
 from mpi_kernels.plan import Plan, Step, oriented, output_shape
-from mpi_kernels.protocols import Block, Output, Reduction, Source
+from mpi_kernels.protocols import Block, Output, Reduction, Source, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.terms import Key, key
 
@@ -21,6 +22,18 @@ CHUNK_BYTES = 64 << 20
 
 Progress = Callable[[int, int], None]
 """Called after each block with the frames of this rank that are done, and all of them."""
+
+
+class Accumulators(Protocol):
+    """What computes the terms of one rank: `Fused`, or the same on a graphics card."""
+
+    quality: Quality
+
+    def add(self, frames: np.ndarray, row: int) -> None:
+        """Add (n, det_y, det_x) oriented frames; the first one is row ``row`` of this rank's share."""
+
+    def merge(self, ranks: Ranks) -> dict[Key, np.ndarray] | None:
+        """Whole arrays by term on rank 0, rows of frames flat along their first axis; None elsewhere."""
 
 
 @dataclass(slots=True)
@@ -42,9 +55,17 @@ def block_frames(frame_bytes: int, align: int, block_bytes: int) -> int:
 
 
 def reduce(
-    plan: Plan, source: Source, ranks: Ranks, *, block_bytes: int = 4 << 20, progress: Progress | None = None
+    plan: Plan,
+    source: Source,
+    ranks: Ranks,
+    *,
+    block_bytes: int = 4 << 20,
+    progress: Progress | None = None,
+    make: Callable[[Iterable[Term], Header, int], Accumulators] = Fused,
 ) -> Reduced | None:
     """Compute a plan; every rank calls it, rank 0 gets the result, the others None.
+
+    ``make`` makes the accumulators from the terms, the oriented header and the number of frames of this rank.
 
     Raises
     ------
@@ -52,7 +73,7 @@ def reduce(
         What the source or a reduction raises.
     """
     share = ranks.share(plan.header.frames, source.align)
-    fused = Fused((t for s in plan.steps for t in s.terms.values()), plan.header, share[1] - share[0])
+    fused = make((t for s in plan.steps for t in s.terms.values()), plan.header, share[1] - share[0])
     own = {s.spec.name: _accumulators(s, share[1] - share[0]) for s in plan.steps if not s.terms}
     seconds = _Visit(plan, fused, own).read(source, share, block_bytes, progress)
     before = time.perf_counter()
@@ -80,7 +101,7 @@ class _Visit:
     """One rank's way through its share: the terms, and the accumulators of reductions that do without them."""
 
     plan: Plan
-    fused: Fused
+    fused: Accumulators
     own: Mapping[str, Mapping[str, np.ndarray]]
 
     def read(

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mpi_kernels.device import Want, choose
 from mpi_kernels.errors import KernelError
-from mpi_kernels.gpu.program import KERNEL
+from mpi_kernels.gpu.program import KERNEL, THREADS
 
 KERNELS = ("visit", "finish_rows", "finish_pixels", "regions")
 
@@ -35,6 +36,8 @@ class Card(Protocol):
 
     name: str
     """For people: model and index."""
+    threads: int
+    """Of a block of the kernels."""
 
     def host(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Page-locked memory of the host."""
@@ -92,6 +95,7 @@ class CupyCard:
             facts = cupy.cuda.runtime.getDeviceProperties(index)
             self._copies, self._kernels = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         model = facts["name"].decode("ascii", "replace")
+        self.threads = THREADS
         self.name = f"{model} (device {index}, compute {facts['major']}.{facts['minor']}, CuPy {cupy.__version__})"
 
     @contextlib.contextmanager
@@ -171,3 +175,14 @@ class CupyCard:
             self._kernels.synchronize()
             self._cupy.get_default_memory_pool().free_all_blocks()
             self._cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def open_card(want: Want = "auto") -> tuple[Card | None, str]:
+    """Open the card of this rank; None where it has none, and in either case why, for the provenance."""
+    choice = choose(want)
+    if choice.index is None:
+        return None, choice.why
+    try:
+        return CupyCard(choice.index), choice.why
+    except (CardError, MemoryError) as error:
+        return None, str(error)

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.device import Want, choose
 from mpi_kernels.fused import Fused, Quality
-from mpi_kernels.gpu.card import Card, CardError, CupyCard
-from mpi_kernels.gpu.program import THREADS, Program, Unsuited
+from mpi_kernels.gpu.card import Card, CardError
+from mpi_kernels.gpu.program import Program, Unsuited
 from mpi_kernels.gpu.visit import Rows, Visitor
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Source, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
@@ -55,8 +54,6 @@ class GpuFused:
         Blocks that are under way at a time.
     staged : bool
         False: the frames are on the card already (`visit`), and there are no buffers to fill.
-    threads : int
-        Of a block of the kernels.
 
     Attributes
     ----------
@@ -86,13 +83,12 @@ class GpuFused:
         block_bytes: int = BLOCK_BYTES,
         slots: int = SLOTS,
         staged: bool = True,
-        threads: int = THREADS,
     ) -> None:
         self.terms = unique(wanted)
         self.dtype = np.dtype(header.dtype)
         self.quality = Quality()
         self._card = card
-        self._program = Program(self.terms, header, threads)
+        self._program = Program(self.terms, header, card.threads)
         self._sums = np.zeros((self._program.columns, rows), np.uint64)
         self._regions = {
             k: np.zeros((rows, t.regions), self._program.whole) for k, t in self.terms.items() if isinstance(t, Labels)
@@ -253,19 +249,21 @@ def accumulator(
     wanted: Iterable[Term],
     header: Header,
     rows: int,
+    card: Card | None,
+    why: str,
     *,
-    want: Want = "auto",
     align: int = 1,
     block_bytes: int = BLOCK_BYTES,
-    card: Callable[[int], Card] = CupyCard,
 ) -> tuple[Fused | GpuFused, str]:
-    """Return the accumulators of this rank, on its card or on the CPU, and a sentence for the provenance."""
+    """Return the accumulators of this rank, on its card or on the CPU, and a sentence for the provenance.
+
+    ``card`` and ``why`` are what `open_card` has found.
+    """
     terms = tuple(wanted)
-    choice = choose(want)
-    if choice.index is None:
-        return Fused(terms, header, rows), f"CPU: {choice.why}"
+    if card is None:
+        return Fused(terms, header, rows), f"CPU: {why}"
     try:
-        made = GpuFused(terms, header, rows, card(choice.index), align=align, block_bytes=block_bytes)
+        made = GpuFused(terms, header, rows, card, align=align, block_bytes=block_bytes)
     except (Unsuited, CardError, MemoryError) as error:
         return Fused(terms, header, rows), f"CPU: {error}"
-    return made, f"GPU: {made.method} ({choice.why})"
+    return made, f"GPU: {made.method} ({why})"

@@ -30,6 +30,7 @@ class CpuCard:
     """Arrays on it are numpy's, between guards; ``capacity`` is its memory in bytes."""
 
     name = "a CPU"
+    threads = THREADS
 
     def __init__(
         self, build: Callable[..., ctypes.CDLL], *, capacity: int = 1 << 40, backwards: bool = False, arch: int = 800
@@ -124,7 +125,7 @@ def header(data: np.ndarray) -> Header:
 
 def on_card(card: Any, data: np.ndarray, *terms: Any, step: int = 7, **how: Any) -> tuple[list[np.ndarray], GpuFused]:
     """What a card makes of frames that come ``step`` at a time."""
-    found = GpuFused(terms, header(data), len(data), card, threads=THREADS, **how)
+    found = GpuFused(terms, header(data), len(data), card, **how)
     for start in range(0, len(data), step):
         found.add(data[start : start + step], start)
     merged = found.merge(Ranks())
@@ -147,4 +148,4 @@ def gpu(build: Callable[..., ctypes.CDLL]) -> SimpleNamespace:
     def card(**how: Any) -> CpuCard:
         return CpuCard(build, **how)
 
-    return SimpleNamespace(card=card, on_card=on_card, on_cpu=on_cpu, header=header, THREADS=THREADS)
+    return SimpleNamespace(card=card, on_card=on_card, on_cpu=on_cpu, header=header)

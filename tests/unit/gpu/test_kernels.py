@@ -189,7 +189,7 @@ def test_a_gap_between_frames_is_no_shift(gpu: SimpleNamespace) -> None:
 
     data = stack("uint8", (10, 2, 3))
     term = Masks(np.ones((1, 2, 3), np.bool_))
-    found = GpuFused([term], gpu.header(data), 10, gpu.card(), threads=gpu.THREADS)
+    found = GpuFused([term], gpu.header(data), 10, gpu.card())
     found.add(data[6:], 6)
     found.add(data[:6], 0)
     merged = found.merge(Ranks())
