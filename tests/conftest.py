@@ -267,6 +267,15 @@ def reference(real_data: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def nvrtc() -> Path:
+    """The library of CUDA's run-time compiler."""
+    demand("nvrtc")
+    found = nvrtc_library()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
 def mpiexec() -> str:
     """Path of mpiexec."""
     demand("mpi")

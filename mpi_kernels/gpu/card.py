@@ -1,6 +1,6 @@
 """What the reductions need of a graphics card, and CuPy as one.
 
-Copies run on one stream, kernels on another, so that a block is on its way while the one before is reduced.
+Copies to the card, kernels and copies back have a stream each: a block is on its way while the one before is reduced.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Card(Protocol):
         """Zero an array, in the order of the kernels."""
 
     def download(self, source: Any, host: np.ndarray) -> None:
-        """Begin a copy to the host, in the order of the kernels."""
+        """Begin a copy to the host, after all kernels that were launched before."""
 
     def mark(self) -> Any:
         """Return a point after all that has begun, for ``wait``."""
@@ -93,7 +93,7 @@ class CupyCard:
         self._cupy, self._index = cupy, index
         with self._here():
             facts = cupy.cuda.runtime.getDeviceProperties(index)
-            self._copies, self._kernels = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+            self._uploads, self._kernels, self._results = (cupy.cuda.Stream(non_blocking=True) for _ in range(3))
         model = facts["name"].decode("ascii", "replace")
         self.threads = THREADS
         self.name = f"{model} (device {index}, compute {facts['major']}.{facts['minor']}, CuPy {cupy.__version__})"
@@ -139,9 +139,9 @@ class CupyCard:
 
     def upload(self, host: np.ndarray, target: Any) -> None:
         """Begin a copy to the card; kernels that are launched later wait for it."""
-        with self._here(self._copies):
-            target.data.copy_from_host_async(host.ctypes.data, host.nbytes, self._copies)
-            self._kernels.wait_event(self._copies.record())
+        with self._here(self._uploads):
+            target.data.copy_from_host_async(host.ctypes.data, host.nbytes, self._uploads)
+            self._kernels.wait_event(self._uploads.record())
 
     def launch(self, built: Any, name: str, grid: tuple[int, int], threads: int, args: Sequence[Any]) -> None:
         """Begin a kernel, after all that were launched before; integers among its arguments are 64-bit."""
@@ -155,14 +155,16 @@ class CupyCard:
             target.data.memset_async(0, target.nbytes, self._kernels)
 
     def download(self, source: Any, host: np.ndarray) -> None:
-        """Begin a copy to the host, in the order of the kernels."""
-        with self._here(self._kernels):
-            source.data.copy_to_host_async(host.ctypes.data, host.nbytes, self._kernels)
+        """Begin a copy to the host, after all kernels that were launched before."""
+        with self._here(self._results):
+            self._results.wait_event(self._kernels.record())
+            source.data.copy_to_host_async(host.ctypes.data, host.nbytes, self._results)
 
     def mark(self) -> Any:
         """Return a point after all that has begun, for ``wait``."""
-        with self._here(self._kernels):
-            return self._kernels.record()
+        with self._here(self._results):
+            self._results.wait_event(self._kernels.record())
+            return self._results.record()
 
     def wait(self, mark: Any) -> None:
         """Wait until that point is reached."""
@@ -172,7 +174,7 @@ class CupyCard:
     def trim(self) -> None:
         """Give memory that is not in use back to the card."""
         with self._here():
-            self._kernels.synchronize()
+            self._cupy.cuda.Device(self._index).synchronize()
             self._cupy.get_default_memory_pool().free_all_blocks()
             self._cupy.get_default_pinned_memory_pool().free_all_blocks()
 

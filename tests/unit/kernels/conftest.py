@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +80,21 @@ class Threads(Ranks):
         return None if self.rank else found
 
 
+def on_ranks(size: int, run: Callable[[Ranks], Any]) -> list[Any]:
+    """What ``run`` returns on each of some ranks."""
+    shared = SimpleNamespace(barrier=threading.Barrier(size), slots=[None] * size)
+
+    def one(rank: int) -> Any:
+        try:
+            return run(Threads(rank, size, shared))
+        except BaseException:
+            shared.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
+
+
 def spec(use: str, name: str | None = None, **parameters: Any) -> ReductionSpec:
     return ReductionSpec(use=USE.get(use, use), name=name or use, parameters=parameters)
 
@@ -132,4 +147,4 @@ def same(first: Mapping[str, Any], second: Mapping[str, Any], *, frames: int, pi
 @pytest.fixture(scope="session")
 def kernel() -> SimpleNamespace:
     """What the tests of the kernels share."""
-    return SimpleNamespace(reduce=reduce, spec=spec, same=same, Memory=Memory, use=USE, Axis=Axis)
+    return SimpleNamespace(reduce=reduce, spec=spec, same=same, Memory=Memory, use=USE, Axis=Axis, on_ranks=on_ranks)

@@ -70,6 +70,16 @@ def test_narrow_sums_are_exact_on_both_ways_through_a_warp(gpu: SimpleNamespace,
     assert moments.tolist() == [[65535 * 99, 65535 * int(y.sum()), 65535 * int(x.sum())]] * 5
 
 
+@pytest.mark.parametrize(("dtype", "weight"), [("uint16", 255), ("uint16", -127), ("int16", 255), ("uint32", 1)])
+def test_sums_of_a_warp_at_the_edge_of_32_bits(gpu: SimpleNamespace, dtype: str, weight: int) -> None:
+    edge = np.iinfo(dtype).min or np.iinfo(dtype).max
+    data = np.full((2, 32, 64), edge, dtype)
+    weights = np.full((1, 32, 64), weight, np.int16 if weight < 0 else np.uint8)
+    (sums,), card = gpu.on_card(gpu.card(), data, Masks(weights))
+    assert ("-DNARROW" in card._program.passes[0].options) == (dtype != "uint32")
+    assert sums.tolist() == [[int(edge) * weight * 2048]] * 2
+
+
 def test_squares_go_beyond_64_bits(gpu: SimpleNamespace) -> None:
     data = np.full((70, 1, 3), 2**32 - 1, np.uint32)
     (squares,), _ = gpu.on_card(gpu.card(), data, SumSq())
