@@ -40,7 +40,7 @@ def figures(
     *, det: int = 128, gigabytes: float = 4.0, rounds: int = 5, dtypes: list[str] | None = None
 ) -> dict[str, object]:
     """Rates in GB/s (1e9) and their ratios, medians over the rounds; or why there are none."""
-    card, why = open_card("gpu")
+    card, why = open_card()
     if card is None:
         return {"device": None, "why": why}
     link = _rate(rounds, *_uploads(card))

@@ -13,7 +13,8 @@ LOCAL_RANK = ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", 
 CAPABILITY = (7, 0)
 """Volta: the oldest cards on which warps synchronise as kernel.cu has them do."""
 
-Want = Literal["auto", "cpu", "gpu"]
+Want = Literal["auto", "cpu"]
+"""``auto``: a card if there is one.  None is demanded: the CPU computes the same, and the provenance says which."""
 
 
 @dataclass(frozen=True, slots=True)

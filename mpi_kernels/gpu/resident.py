@@ -29,6 +29,9 @@ from mpi_kernels.terms import Key
 CHUNK_BYTES = 256 << 20
 """Memory is taken in pieces of this size, until there is no more; a launch of the kernels visits one of them."""
 
+HOST_BLOCK_BYTES = 4 << 20
+"""Of a block that the CPU reduces; it stays in cache."""
+
 UNTURNED = Orientation()
 KINDS: dict[int, Kind] = {2: "image", 3: "stack", 4: "4d"}
 
@@ -109,7 +112,7 @@ class Resident:
             raise RecipeError(f"{recipe.orientation} is asked for, but the frames were turned to {self._orientation}")
         plan = make(replace(recipe, orientation=UNTURNED), self.header)
         view = _View(self, looked_at=not all(s.terms for s in plan.steps))
-        block = engine.CHUNK_BYTES if self.card is None else self.chunk * self.frame_bytes
+        block = HOST_BLOCK_BYTES if self.card is None else self.chunk * self.frame_bytes
         return engine.reduce(plan, view, self.ranks, block_bytes=block, make=view.accumulators)
 
     def fused(self, wanted: Iterable[Term], header: Header, rows: int) -> Fused | GpuFused:
@@ -182,7 +185,7 @@ class Resident:
             try:
                 chunk = card.full((self.chunk * self.pixels,), self._dtype, 0)
             except MemoryError:
-                self._chunks = self._chunks[:-1]  # what the kernels need must have room as well
+                self._chunks, chunk = self._chunks[:-1], None  # what the kernels need must have room as well
                 card.trim()
                 break
             card.wait(card.mark())  # filled: the other stream may write

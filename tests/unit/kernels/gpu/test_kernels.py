@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mpi_kernels.errors import KernelError
 from mpi_kernels.gpu.program import Unsuited, group_frames
@@ -57,6 +59,24 @@ def test_integers_are_those_of_the_cpu_to_the_bit(
         np.testing.assert_array_equal(one, other, err_msg=str(term))
     assert card.quality == cpu.quality
     assert (card.quality.saturated > 0) == (data == np.iinfo(dtype).max).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(INTEGERS),
+    st.tuples(st.integers(1, 150), st.integers(1, 9), st.integers(1, 70)),
+    st.integers(1, 150),
+    st.integers(1, 1 << 16),
+)
+def test_any_shape_in_any_blocks(
+    gpu: SimpleNamespace, dtype: str, shape: tuple[int, int, int], step: int, block_bytes: int
+) -> None:
+    data, wanted = stack(dtype, shape), (Sum(), Max(), Moments(), Labels(np.indices(shape[1:])[1] % 5, 5))
+    found, card = gpu.on_card(gpu.card(), data, *wanted, step=step, block_bytes=block_bytes)
+    expected, cpu = gpu.on_cpu(data, *wanted)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert card.quality == cpu.quality
 
 
 @pytest.mark.parametrize("arch", [700, 800])

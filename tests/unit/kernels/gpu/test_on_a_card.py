@@ -32,7 +32,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def card() -> Card:
-    found, why = open_card("gpu")
+    found, why = open_card()
     assert found is not None, why
     return found
 
