@@ -103,6 +103,10 @@ def _without_nvrtc() -> str | None:
     return None if nvrtc_library() else "NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12"
 
 
+def _without_cxx() -> str | None:
+    return None if shutil.which("g++") else "g++ is not installed: apt-get install g++"
+
+
 def _without_gpu() -> str | None:
     choice = choose()
     return f"{choice.why}: a machine with an NVIDIA card, and pip install emflow[gpu]" if choice.index is None else None
@@ -114,6 +118,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "root": _without_root,
     "peers": _without_peers,
     "data": _without_data,
+    "cxx": _without_cxx,
     "nvrtc": _without_nvrtc,
     "gpu": _without_gpu,
 }
@@ -264,6 +269,13 @@ def reference(real_data: Path) -> dict[str, dict[str, Any]]:
     """The independent reference of each real dataset, by its id, such as ``mib/001_4x2_6bit``."""
     entries = json.loads((real_data / "reference.json").read_text(encoding="utf-8"))["datasets"]
     return {entry["id"]: entry for entry in entries}
+
+
+@pytest.fixture(scope="session")
+def cxx() -> str:
+    """Path of the C++ compiler."""
+    demand("cxx")
+    return str(shutil.which("g++"))
 
 
 @pytest.fixture(scope="session")

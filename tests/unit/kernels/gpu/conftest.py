@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,9 +88,8 @@ class CpuCard:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ctypes.CDLL]:
+def build(tmp_path_factory: pytest.TempPathFactory, cxx: str) -> Callable[..., ctypes.CDLL]:
     """Compile kernel.cu for the CPU, each set of options once."""
-    compiler = shutil.which("g++") or pytest.skip("no g++: apt-get install g++")
     folder = tmp_path_factory.mktemp("kernels")
     built: dict[tuple[Any, ...], ctypes.CDLL] = {}
 
@@ -102,7 +100,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ctypes.CDLL
             flags += ["-Wno-unknown-pragmas", "-Wno-tautological-compare", "-Wno-dangling-pointer", "-Wno-unused"]
             shim = Path(__file__).with_name("cuda_on_cpu.h")
             defined = [*options, f"-D__CUDA_ARCH__={arch}", f'-DKERNEL="{KERNEL}"']
-            command = [compiler, *flags, *defined, "-x", "c++", str(shim), "-o", str(library)]
+            command = [cxx, *flags, *defined, "-x", "c++", str(shim), "-o", str(library)]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             built[options, arch] = ctypes.CDLL(str(library))
