@@ -93,7 +93,7 @@ class Resident:
             self._chunks, self.chunk = [everything], max(1, last - first)
         self.held = min(last - first, len(self._chunks) * self.chunk)
         where = "in the memory of the host" if self.card is None else f"on {self.card.name}"
-        self.method = f"{self.held} of {last - first} frames {where} ({why})"
+        self.method = self._where = f"{self.held} of {last - first} frames {where} ({why})"
 
     @property
     def frame_bytes(self) -> int:
@@ -122,9 +122,12 @@ class Resident:
             streamed = self.held < rows
             block = BLOCK_BYTES if streamed else self.chunk * self.frame_bytes
             try:
-                return GpuFused(terms, header, rows, self.card, align=self.align, block_bytes=block, staged=streamed)
+                made = GpuFused(terms, header, rows, self.card, align=self.align, block_bytes=block, staged=streamed)
             except (Unsuited, MemoryError) as error:
-                self.method += f"; a recipe on the CPU: {error}"
+                self.method = f"{self._where}; the last recipe on the CPU: {error}"
+            else:
+                self.method = self._where
+                return made
         return Fused(terms, header, rows)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ THREADS = 64
 GUARD = 256
 """Bytes on both sides of every array that no kernel may touch."""
 MARK = 0xA5
+ONE_AT_A_TIME = threading.Lock()  # the contexts of cuda_on_cpu.h are global
 
 
 class CpuCard:
@@ -67,7 +69,9 @@ class CpuCard:
         assert threads == THREADS
         held = [ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a.ctypes.data) for a in args]
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(a) for a in held))
-        assert built.launch(name.encode(), pointers, *grid, self._backwards) == 0, f"{name}: threads do not meet"
+        with ONE_AT_A_TIME:
+            failed = built.launch(name.encode(), pointers, *grid, self._backwards)
+        assert not failed, f"{name}: threads do not meet"
         for memory in self._arrays:
             assert (memory[:GUARD] == MARK).all(), f"{name} writes before an array"
             assert (memory[-GUARD:] == MARK).all(), f"{name} writes behind an array"

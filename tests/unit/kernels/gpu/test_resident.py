@@ -108,7 +108,7 @@ def test_what_the_kernels_do_not_do_is_done_by_the_host(gpu: SimpleNamespace, da
     )
     held = Resident(data, card=(gpu.card(), "for the test"))
     same(held.reduce(recipe(mask)), straight(data, recipe(mask)))
-    assert "a recipe on the CPU: a weighted sum of a frame can reach" in held.method
+    assert "the last recipe on the CPU: a weighted sum of a frame can reach" in held.method
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -182,3 +182,15 @@ def test_ranks_with_and_without_a_card_merge(
     expected, _ = gpu.on_cpu(stack, *wanted)
     for term, array in zip(wanted, expected, strict=True):
         np.testing.assert_array_equal(merged[key(term)], array)
+
+
+def test_every_rank_holds_its_share(gpu: SimpleNamespace, kernel: SimpleNamespace, data: np.ndarray) -> None:
+    def one(ranks: Ranks) -> engine.Reduced | None:
+        card = gpu.card() if ranks.rank else None
+        held = Resident(data, ranks=ranks, card=(card, "there"), chunk_bytes=64 * 96)
+        assert (held.held, held.card) == (held.share[1] - held.share[0], card)
+        return held.reduce(recipe(*BUILT_IN, OWN))
+
+    first, *others = kernel.on_ranks(3, one)
+    assert others == [None, None]
+    same(first, straight(data, recipe(*BUILT_IN, OWN)))
