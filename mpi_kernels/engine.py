@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from mpi_kernels import electrons
-from mpi_kernels.contract import AUTO, Method, Scalar
+from mpi_kernels.contract import AUTO, Method, Orientation, Scalar
 from mpi_kernels.fused import Quality
+from mpi_kernels.gpu.fused import GpuFused
 from mpi_kernels.merging import Range, accumulators, covered, end, gather, places, read_only
-from mpi_kernels.method import Chosen, choose
+from mpi_kernels.method import Choose, Chosen, choose
 from mpi_kernels.plan import Plan, Step, oriented
 from mpi_kernels.protocols import Block, Events, Source
 from mpi_kernels.ranks import Ranks
@@ -72,6 +73,7 @@ def reduce(
     method: Method = AUTO,
     block_bytes: int = 4 << 20,
     progress: Progress | None = None,
+    choosing: Choose = choose,
 ) -> Reduced | None:
     """Compute a plan; every rank calls it, rank 0 gets the result, the others None.
 
@@ -81,7 +83,7 @@ def reduce(
         What the source or a reduction raises.
     """
     frames = plan.header.frames
-    visit = Visit(plan, source, ranks, method=method, block_bytes=block_bytes)
+    visit = Visit(plan, source, ranks, method=method, block_bytes=block_bytes, choosing=choosing)
     try:
         visit.add(*ranks.share(frames, visit.align), progress)
         return visit.merged()
@@ -105,14 +107,21 @@ class Visit:
     """
 
     def __init__(
-        self, plan: Plan, source: Source, ranks: Ranks, *, method: Method = AUTO, block_bytes: int = 4 << 20
+        self,
+        plan: Plan,
+        source: Source,
+        ranks: Ranks,
+        *,
+        method: Method = AUTO,
+        block_bytes: int = 4 << 20,
+        choosing: Choose = choose,
     ) -> None:
         self.plan, self.ranks = settled(plan, source, ranks), ranks
         self._source, self._block_bytes = source, block_bytes
         self._rows = plan.header.frames  # any of them may come to this rank; pages that are not touched cost nothing
         self._ranges: list[Range] = []
         self._used = 0
-        self._chosen: Chosen = choose(self.plan, source, ranks, self._rows, method)
+        self._chosen: Chosen = choosing(self.plan, source, ranks, self._rows, method)
         self._own = {s.spec.name: accumulators(s, self._rows) for s in self.plan.steps if not s.terms}
         self._events: dict[str, list[Events]] = {s.spec.name: [] for s in self.plan.steps if s.reduction.sparse}
         self._seconds = {"read": 0.0, "reduce": 0.0}
@@ -126,9 +135,9 @@ class Visit:
     def add(self, start: int, stop: int, progress: Progress | None = None) -> None:
         """Visit frames ``start:stop`` of the scan, which nobody has visited before."""
         row, chosen = self._used, self._chosen
-        if chosen.fused:
+        if chosen.whole is not None:
             begin = time.perf_counter()
-            chosen.add(start, stop, row, None if progress is None else lambda done: progress(done, stop - start))
+            chosen.whole(start, stop, row, None if progress is None else lambda done: progress(done, stop - start))
             self._seconds["reduce"] += time.perf_counter() - begin
         elif start < stop:
             self._add_blocks(start, stop, row, progress)
@@ -136,14 +145,11 @@ class Visit:
         self._used += stop - start
 
     def _add_blocks(self, first: int, last: int, row: int, progress: Progress | None) -> None:
-        header = self._source.header
-        shape, dtype = header.det_shape, np.dtype(header.dtype)
-        size = block_frames(math.prod(shape) * dtype.itemsize, self._source.align, self._block_bytes)
-        buffer = np.empty((min(size, last - first), *shape), dtype)
+        size, buffer = self._buffer(last - first)
         for start in range(first, last, size):
             stop = min(start + size, last)
             begin = time.perf_counter()
-            raw = buffer[: stop - start]
+            raw = buffer()[: stop - start].view(self._source.header.dtype)
             self._chosen.read(start, stop, raw)
             middle = time.perf_counter()
             self._block(raw, start, row + start - first)
@@ -152,11 +158,22 @@ class Visit:
             if progress is not None:
                 progress(stop - first, last - first)
 
+    def _buffer(self, most: int) -> tuple[int, Callable[[], np.ndarray]]:
+        """Frames of a block, and what gives the memory for the next one: the card's own where frames are not turned."""
+        header, terms = self._source.header, self._chosen.dense
+        if isinstance(terms, GpuFused) and self.plan.recipe.orientation == Orientation():
+            return terms.frames, terms.buffer
+        shape, dtype = header.det_shape, np.dtype(header.dtype)
+        size = block_frames(math.prod(shape) * dtype.itemsize, self._source.align, self._block_bytes)
+        buffer = np.empty((min(size, most), *shape), dtype)
+        return size, lambda: buffer
+
     def _block(self, raw: np.ndarray, start: int, row: int) -> None:
         raw = raw.view(self.plan.header.dtype)
         frames = oriented(raw, self.plan.recipe.orientation)
         frames.flags.writeable = False
-        terms = self._chosen.terms
+        terms = self._chosen.dense
+        assert terms is not None
         terms.add(raw if terms.in_file_order else frames, row)
         rows = slice(row, row + len(frames))
         for step in self.plan.steps:
@@ -174,10 +191,10 @@ class Visit:
         where = places(ranks, self._ranges)
         terms = self._chosen.terms
         arrays = terms.merge(ranks) or {}
-        for name, rows in terms.rows(self._used).items():
+        for term, rows in terms.rows(self._used).items():
             whole = gather(ranks, rows, where, frames)
             if whole is not None:
-                arrays[name] = whole.reshape((*self.plan.header.scan_shape, *whole.shape[1:]))
+                arrays[term] = whole.reshape((*self.plan.header.scan_shape, *whole.shape[1:]))
         own = {s.spec.name: self._merged(s, where) for s in self.plan.steps if not s.terms}
         events = {n: electrons.collected(p, self._ranges, where, ranks, frames) for n, p in self._events.items()}
         seconds = self._seconds | {"merge": time.perf_counter() - before}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -13,14 +13,21 @@ from mpi_kernels.compiled import Compiled, NotCompiled
 from mpi_kernels.contract import Method
 from mpi_kernels.feed import Feed
 from mpi_kernels.fused import Fused, Quality
+from mpi_kernels.gpu.card import CardError, open_card
+from mpi_kernels.gpu.fused import GpuFused
+from mpi_kernels.gpu.program import Unsuited
 from mpi_kernels.plan import Plan
-from mpi_kernels.protocols import Source
+from mpi_kernels.protocols import Source, Term
 from mpi_kernels.ranks import Ranks
+from mpi_kernels.sparse import SparseFused, SparseSource, oriented
 from mpi_kernels.terms import Key
+
+EVENT_FRAMES = 1024
+"""Frames whose events are asked for at a time."""
 
 
 class Terms(Protocol):
-    """Accumulators of all terms of a recipe: in numpy, compiled, or on a GPU."""
+    """Accumulators of all terms of a recipe: in numpy, compiled, on a card, or from events."""
 
     in_file_order: ClassVar[bool]
     """Whether `add` takes frames as they are in the file, not as the recipe turns them."""
@@ -32,14 +39,22 @@ class Terms(Protocol):
     def quality(self) -> Quality:
         """What the frames so far were like."""
 
-    def add(self, frames: np.ndarray, row: int) -> None:
-        """Add (n, det_y, det_x) frames; the first one is row ``row`` of this rank's share."""
-
     def merge(self, ranks: Ranks) -> dict[Key, np.ndarray] | None:
         """Arrays per pixel by term on rank 0, None elsewhere; more frames may be added afterwards."""
 
-    def rows(self, used: int) -> Any:
+    def rows(self, used: int) -> Mapping[Key, np.ndarray]:
         """Sums of this rank's first ``used`` frames, by term."""
+
+
+class DenseTerms(Terms, Protocol):
+    """Those that take frames."""
+
+    def add(self, frames: np.ndarray, row: int) -> None:
+        """Add (n, det_y, det_x) frames; the first one is row ``row`` of this rank's share."""
+
+
+Whole = Callable[[int, int, int, Callable[[int], None] | None], None]
+"""``(start, stop, row, progress)``: read and reduce frames in one go, without blocks that Python sees."""
 
 
 @dataclass(slots=True)
@@ -50,25 +65,24 @@ class Chosen:
     ----------
     terms : Terms
         The accumulators.
+    dense : DenseTerms or None
+        The same, where they take frames.
+    source : Source or Feed
+        What fills buffers with frames.
     feed : Feed or None
         Compiled readers, where the source's frames lie as they can use them.
-    fused : bool
-        No reduction wants blocks of its own: readers and kernels do all without Python.
+    whole : callable or None
+        Where no reduction wants blocks of its own.
     facts : dict
         For the manifest.
     """
 
     terms: Terms
     source: Source
-    feed: Feed | None
-    fused: bool
+    dense: DenseTerms | None = None
+    feed: Feed | None = None
+    whole: Whole | None = None
     facts: dict[str, str | int] = field(default_factory=dict)
-
-    def add(self, start: int, stop: int, row: int, progress: Callable[[int], None] | None) -> None:
-        """Read and reduce frames in one go; only where ``fused``."""
-        assert self.feed is not None
-        assert isinstance(self.terms, Compiled)
-        self.feed.add(self.terms.native, start, stop, row, progress)
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Fill a buffer, through the compiled readers where they can."""
@@ -80,22 +94,39 @@ class Chosen:
             self.feed.close()
 
 
+Choose = Callable[[Plan, Source, Ranks, int, Method], Chosen]
+
+
 def choose(plan: Plan, source: Source, ranks: Ranks, rows: int, method: Method) -> Chosen:
-    """The best of what is asked for and can be had; every rank calls it."""
+    """The best of what is asked for and can be had on all ranks; every rank calls it."""
     threads = method.threads or max(1, cores() // ranks.on_node())
+    if hasattr(source, "threads"):
+        source.threads = threads
+    wanted = [t for step in plan.steps for t in step.terms.values()]
+    only_terms = all(step.terms for step in plan.steps)
+    if isinstance(source, SparseSource) and only_terms:
+        return _events(plan, source, SparseFused(wanted, plan.header, rows))
     why: list[str] = []
-    terms = _terms(plan, rows, method, threads, why)
+    terms = _terms(plan, wanted, ranks, rows, method, threads, why)
     feed = _feed(source, method, threads, why)
-    fused = feed is not None and isinstance(terms, Compiled) and all(step.terms for step in plan.steps)
+    whole = None
+    if feed is not None and isinstance(terms, Compiled) and only_terms:
+        reader, native = feed, terms.native
+
+        def whole(start: int, stop: int, row: int, progress: Callable[[int], None] | None) -> None:
+            reader.add(native, start, stop, row, progress)
+
     facts: dict[str, str | int] = {
-        "device": "cpu",
+        "device": "gpu" if isinstance(terms, GpuFused) else "cpu",
         "kernel": terms.kernel,
         "reading": feed.reading if feed else "source",
         "threads": threads,
     }
+    if isinstance(terms, GpuFused):
+        facts["card"] = terms.method
     if why:
         facts["why"] = "; ".join(why)
-    return Chosen(terms, source, feed, fused, facts)
+    return Chosen(terms, source, terms, feed, whole, facts)
 
 
 def cores() -> int:
@@ -105,11 +136,35 @@ def cores() -> int:
     return min(allowed, int(asked)) if asked.isdecimal() and int(asked) > 0 else allowed
 
 
-def _terms(plan: Plan, rows: int, method: Method, threads: int, why: list[str]) -> Terms:
-    wanted = [t for step in plan.steps for t in step.terms.values()]
+def _events(plan: Plan, source: SparseSource, terms: SparseFused) -> Chosen:
+    """Counted data: no frame is ever made."""
+
+    def whole(start: int, stop: int, row: int, progress: Callable[[int], None] | None) -> None:
+        for a in range(start, stop, EVENT_FRAMES):
+            b = min(a + EVENT_FRAMES, stop)
+            terms.add(oriented(source.events(a, b), source.header.det_shape, plan.recipe.orientation), row + a - start)
+            if progress is not None:
+                progress(b - start)
+
+    facts: dict[str, str | int] = {"device": "cpu", "kernel": terms.kernel, "reading": "source", "threads": 1}
+    return Chosen(terms, source, whole=whole, facts=facts)
+
+
+def _terms(
+    plan: Plan, wanted: list[Term], ranks: Ranks, rows: int, method: Method, threads: int, why: list[str]
+) -> DenseTerms:
+    """Accumulators of the same kind on every rank, since each kind merges in its own way."""
+    if method.device == "gpu":
+        made = _on_card(plan, wanted, rows, why)
+        if ranks.all(made is not None):
+            assert made is not None
+            return made
+        if made is not None:
+            why.append("another rank has no card that can do this")
     if method.kernel != "numpy":
+        compiled: Compiled | None = None
         try:
-            return Compiled(
+            compiled = Compiled(
                 wanted,
                 plan.header,
                 rows,
@@ -119,7 +174,24 @@ def _terms(plan: Plan, rows: int, method: Method, threads: int, why: list[str]) 
             )
         except NotCompiled as error:
             why.append(str(error))
+        if ranks.all(compiled is not None):
+            assert compiled is not None
+            return compiled
+        if compiled is not None:
+            why.append("another rank has no compiled kernels")
     return Fused(wanted, plan.header, rows)
+
+
+def _on_card(plan: Plan, wanted: list[Term], rows: int, why: list[str]) -> GpuFused | None:
+    card, reason = open_card()
+    if card is None:
+        why.append(reason)
+        return None
+    try:
+        return GpuFused(wanted, plan.header, rows, card)
+    except (Unsuited, CardError, MemoryError) as error:
+        why.append(str(error))
+        return None
 
 
 def _feed(source: Source, method: Method, threads: int, why: list[str]) -> Feed | None:

@@ -102,6 +102,16 @@ class Ranks:
             whole.Free()
             operation.Free()
 
+    def all(self, flag: bool) -> bool:
+        """Whether it is so on every rank."""
+        if self._comm is None:
+            return flag
+        from mpi4py import MPI
+
+        found = np.array([flag], np.int8)
+        self._comm.Allreduce(MPI.IN_PLACE, found, op=MPI.MIN)
+        return bool(found[0])
+
     def on_node(self) -> int:
         """Ranks of the node that this one runs on."""
         if self._comm is None:

@@ -8,13 +8,13 @@ events, whatever the blocks and ranks are (Higham 2002, Accuracy and Stability o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from mpi_kernels.contract import Header, Orientation
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.fused import Quality
+from mpi_kernels.fused import Quality, carried
 from mpi_kernels.protocols import Max, Source, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.sparse_lists import Events, Rows, Sorted, binned, check_sum, in_order, most_of
@@ -75,6 +75,10 @@ class SparseFused:
     rows : int
         Frames in this rank's share.
     """
+
+    in_file_order: ClassVar[bool] = False
+    kernel = "events"
+    group = 1
 
     def __init__(self, wanted: Iterable[Term], header: Header, rows: int) -> None:
         self.dtype = np.dtype(header.dtype)
@@ -150,7 +154,7 @@ class SparseFused:
         self._squares[1] &= LOW
 
     def merge(self, ranks: Ranks) -> dict[Key, np.ndarray] | None:
-        """Whole arrays by term on rank 0, rows of frames flat along their first axis; None elsewhere."""
+        """Arrays per pixel by term on rank 0, None elsewhere; more frames may be added afterwards."""
         bounds = ranks.gather_json(self._bound)
         if bounds is not None and self._sum is not None:
             check_sum(sum(bounds), self._sum.dtype, "the sum of all frames")
@@ -165,17 +169,15 @@ class SparseFused:
                 case Max():
                     assert self._max is not None
                     found[key] = ranks.reduce(self._max.reshape(self._shape), "max")
-                case _:
-                    found[key] = ranks.gather_rows(self._rows[key].sums)
         return None if ranks.rank else {k: v for k, v in found.items() if v is not None}
+
+    def rows(self, used: int) -> dict[Key, np.ndarray]:
+        """Sums of this rank's first ``used`` frames, by term."""
+        return {key: rows.sums[:used] for key, rows in self._rows.items()}
 
     def _merged_squares(self, ranks: Ranks) -> np.ndarray | None:
         assert self._squares is not None
-        merged = ranks.reduce(self._squares.reshape(2, *self._shape), "sum")
-        if merged is not None:
-            merged[0] += merged[1] >> WORD
-            merged[1] &= LOW
-        return merged
+        return carried(ranks.reduce(self._squares.reshape(2, *self._shape), "sum"))
 
 
 def _parts(events: Events) -> Iterator[tuple[int, Events]]:

@@ -1,8 +1,8 @@
 """What the tests may need from the machine, real input, and proof that no process outlives a test run.
 
 A need is a marker (``needs_mpi``, ``needs_strace``, ...).  Where it is missing, the test is skipped with the reason
-and the way to get it; a need that is named in ``EMFLOW_REQUIRE`` (comma list: ``mpi,strace,root,peers,data``) fails
-instead, so that CI can't go green by skipping.
+and the way to get it; a need that is named in ``EMFLOW_REQUIRE`` (comma list of the names in `PROBES`: ``mpi,strace``)
+fails instead, so that CI can't go green by skipping.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from mpi_kernels.device import choose
 
 pytest_plugins = ["pytester"]
 
@@ -90,12 +92,35 @@ def _without_data() -> str | None:
     return None if there else f"no reference.json in {folder}: name the folder of real files in EMFLOW_TEST_DATA"
 
 
+def nvrtc_library() -> Path | None:
+    """The library of CUDA's run-time compiler, from the PyPI package; it needs neither a card nor a driver."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    return next((found for f in folders for found in sorted(f.glob("cuda_nvrtc/lib/libnvrtc.so.*"))), None)
+
+
+def _without_nvrtc() -> str | None:
+    return None if nvrtc_library() else "NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12"
+
+
+def _without_cxx() -> str | None:
+    return None if shutil.which("g++") else "g++ is not installed: apt-get install g++"
+
+
+def _without_gpu() -> str | None:
+    choice = choose()
+    return f"{choice.why}: a machine with an NVIDIA card, and pip install emflow[gpu]" if choice.index is None else None
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "mpi": _without_mpi,
     "strace": _without_strace,
     "root": _without_root,
     "peers": _without_peers,
     "data": _without_data,
+    "cxx": _without_cxx,
+    "nvrtc": _without_nvrtc,
+    "gpu": _without_gpu,
 }
 
 
@@ -244,6 +269,22 @@ def reference(real_data: Path) -> dict[str, dict[str, Any]]:
     """The independent reference of each real dataset, by its id, such as ``mib/001_4x2_6bit``."""
     entries = json.loads((real_data / "reference.json").read_text(encoding="utf-8"))["datasets"]
     return {entry["id"]: entry for entry in entries}
+
+
+@pytest.fixture(scope="session")
+def cxx() -> str:
+    """Path of the C++ compiler."""
+    demand("cxx")
+    return str(shutil.which("g++"))
+
+
+@pytest.fixture(scope="session")
+def nvrtc() -> Path:
+    """The library of CUDA's run-time compiler."""
+    demand("nvrtc")
+    found = nvrtc_library()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
 #!/bin/bash
-# Installs what the tests need from Debian or Ubuntu: strace, shellcheck, and venv for Python.  Safe to run again.
+# Installs what the tests need from Debian or Ubuntu: strace, shellcheck, g++, and venv for Python.  Safe to run again.
 set -euo pipefail
 
 missing=()
 command -v strace >/dev/null || missing+=(strace)
 command -v shellcheck >/dev/null || missing+=(shellcheck)
+command -v g++ >/dev/null || missing+=(g++)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if [[ ${#missing[@]} -eq 0 ]]; then

@@ -62,3 +62,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     )
     assert done.returncode == 2
     assert "detect" in done.stderr
+
+
+def test_gpu_says_why_it_has_no_figures_or_gives_them_all(tmp_path: Path) -> None:
+    figures = run(tmp_path, "gpu", "--gigabytes", "0.3", "--rounds", "1", "--dtype", "uint16")["figures"]
+    assert figures["why"]
+    if figures["device"] is not None:
+        assert set(figures["fused, uint16"]) == {"streamed", "of_the_link", "resident", "of_the_memory"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +78,9 @@ class Threads(Ranks):
         merged = functools.reduce(add_pairs, (p.reshape(2, -1) for p in self._all(pairs)))
         return None if self.rank else merged.reshape(pairs.shape)
 
+    def all(self, flag: bool) -> bool:
+        return all(self._all(flag))
+
     def on_node(self) -> int:
         return self.size
 
@@ -88,6 +91,21 @@ class Threads(Ranks):
     def gather_json(self, value: Any) -> list[Any] | None:
         found = self._all(value)
         return None if self.rank else found
+
+
+def on_ranks(size: int, run: Callable[[Ranks], Any]) -> list[Any]:
+    """What ``run`` returns on each of some ranks."""
+    shared = SimpleNamespace(barrier=threading.Barrier(size), slots=[None] * size)
+
+    def one(rank: int) -> Any:
+        try:
+            return run(Threads(rank, size, shared))
+        except BaseException:
+            shared.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
 
 
 def spec(use: str, name: str | None = None, **parameters: Any) -> ReductionSpec:
@@ -143,5 +161,12 @@ def same(first: Mapping[str, Any], second: Mapping[str, Any], *, frames: int, pi
 def kernel() -> SimpleNamespace:
     """What the tests of the kernels share."""
     return SimpleNamespace(
-        reduce=reduce, spec=spec, same=same, Memory=Memory, use=USE, Axis=Axis, Orientation=Orientation
+        reduce=reduce,
+        spec=spec,
+        same=same,
+        Memory=Memory,
+        use=USE,
+        Axis=Axis,
+        Orientation=Orientation,
+        on_ranks=on_ranks,
     )

@@ -89,6 +89,8 @@ def merged(terms: list[Term], about: Header, frames: np.ndarray, cuts: list[int]
             fused.add(Events(events.indices[first:last], counts, events.bounds[a : b + 1] - first), a)
     found = fused.merge(Ranks())
     assert found is not None
+    found |= fused.rows(len(frames))
+    assert found is not None
     return {"quality": fused.quality, **found}
 
 
