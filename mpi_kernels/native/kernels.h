@@ -67,6 +67,7 @@ struct nat_segment {
 struct nat_ops {
     const char *name;
     size_t vector[5];        /* cells of a vector by kind */
+    size_t doubles;          /* cells that float columns are packed by */
     size_t quad;             /* frames of one call: this many, or 1 */
     size_t width;            /* columns of one call at most */
     int digit8, digit16;     /* largest weight */
