@@ -226,7 +226,10 @@ INLINE void masked(const int first, const int frames, const int columns, const i
     }
     UNROLL for (int i = 0; i < frames; i++)
         UNROLL for (int k = 0; k < columns + extra; k++)
-            *(double *)(k < columns ? visit->out[i] + k : visit->extra_out[i] + (k - columns)) += total_d(sums[i][k]);
+        {
+            uint64_t *out = k < columns ? visit->out[i] + k : visit->extra_out[i] + (k - columns);
+            *(double *)out += total_d(sums[i][k]);
+        }
 }
 
 /* Weights alone. */
@@ -250,10 +253,10 @@ typedef void (*kernel)(struct nat_visit *visit);
     KERNEL(first_8_##F##_##K, whole(NAT_U8, 1, F, K, visit))                                                           \
     KERNEL(first_16_##F##_##K, whole(NAT_U16, 1, F, K, visit))                                                         \
     KERNEL(first_32_##F##_##K, whole(NAT_U32, 1, F, K, visit))                                                         \
-    KERNEL(first_f_##F##_##K, masked(1, F, K, 0, visit))                                                                  \
+    KERNEL(first_f_##F##_##K, masked(1, F, K, 0, visit))                                                               \
     KERNEL(more_8_##F##_##K, whole(NAT_U8, 0, F, K, visit))                                                            \
     KERNEL(more_16_##F##_##K, whole(NAT_U16, 0, F, K, visit))                                                          \
-    KERNEL(more_f_##F##_##K, masked(0, F, K, 0, visit))                                                                  \
+    KERNEL(more_f_##F##_##K, masked(0, F, K, 0, visit))                                                                \
     KERNEL(weighted_##F##_##K, multiplied(F, K, visit))
 #define ALL_KERNELS(F) KERNELS(F, 1) KERNELS(F, 2) KERNELS(F, 3) KERNELS(F, 4) KERNELS(F, 5) KERNELS(F, 6)
 #define ROW(NAME, F)                                                                                                   \
