@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpi_kernels.errors import KernelError
+from mpi_kernels.gpu.card import CardError
+from mpi_kernels.gpu.fused import GpuFused
 from mpi_kernels.gpu.program import Unsuited, group_frames
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq
 
@@ -214,21 +216,49 @@ def test_a_card_with_little_memory_gets_smaller_blocks(gpu: SimpleNamespace) -> 
 
 
 def test_a_gap_between_frames_is_no_shift(gpu: SimpleNamespace) -> None:
-    from mpi_kernels.gpu.fused import GpuFused
-    from mpi_kernels.ranks import Ranks
-
     data = stack("uint8", (10, 2, 3))
     term = Masks(np.ones((1, 2, 3), np.bool_))
     found = GpuFused([term], gpu.header(data), 10, gpu.card())
     found.add(data[6:], 6)
     found.add(data[:6], 0)
-    merged = found.merge(Ranks())
-    assert merged is not None
-    (sums,) = merged.values()
+    (sums,) = gpu.results(found, 10, term)
     assert sums[:, 0].tolist() == data.sum(axis=(1, 2)).tolist()
 
 
-def test_errors_of_the_card_are_kernel_errors() -> None:
-    from mpi_kernels.gpu.card import CardError
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("cuts", [(70, 71, 200), (64, 128, 200), (1, 3, 150, 150, 200)])
+def test_frames_that_come_after_a_merge(gpu: SimpleNamespace, dtype: str, block: int, cuts: tuple[int, ...]) -> None:
+    """Groups of 64 frames are cut by some of these; each merge holds what is there so far, and all at once the same."""
+    data = stack(dtype, (200, 5, 7))
+    wanted = terms(data.shape)
+    grown = GpuFused(wanted, gpu.header(data), 200, gpu.card(), block_bytes=block * data[0].nbytes)
+    start = 0
+    for stop in cuts:
+        grown.add(data[start:stop], start)
+        expected, cpu = gpu.on_cpu(data[:stop], *wanted)
+        for _ in range(2):
+            for term, one, other in zip(wanted, gpu.results(grown, stop, *wanted), expected, strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=str(term))
+            assert grown.quality == cpu.quality
+        start = stop
 
+
+def test_held_frames_and_frames_in_a_buffer(gpu: SimpleNamespace) -> None:
+    """Frames that wait for a block to fill are not overwritten by those that are read into the next buffer."""
+    data = stack("uint16", (90, 3, 4))
+    wanted = terms(data.shape)
+    found = GpuFused(wanted, gpu.header(data), 90, gpu.card(), block_bytes=64 * data[0].nbytes)
+    found.add(data[:20], 0)
+    buffer = found.buffer()
+    buffer[:50] = data[20:70]
+    found.add(buffer[:50], 20)
+    found.add(data[70:], 70)
+    expected, cpu = gpu.on_cpu(data, *wanted)
+    for one, other in zip(gpu.results(found, 90, *wanted), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.quality == cpu.quality
+
+
+def test_errors_of_the_card_are_kernel_errors() -> None:
     assert issubclass(CardError, KernelError)
