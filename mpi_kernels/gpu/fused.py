@@ -90,8 +90,6 @@ class GpuFused:
         self.terms = unique(wanted)
         self.dtype = np.dtype(header.dtype)
         self.quality = Quality()
-        if any(isinstance(t, SumSq) and t.shift is not None for t in self.terms.values()):
-            raise Unsuited("squares about a level have no kernel")
         self._card = card
         self._program = Program(self.terms, header, card.threads)
         self._sums = np.zeros((self._program.columns, rows), np.uint64)

@@ -131,6 +131,23 @@ def test_floats_are_within_the_stated_bound(gpu: SimpleNamespace, shape: tuple[i
     assert card.quality.not_finite == 0
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_squares_about_a_level_keep_the_digits_of_a_pedestal(
+    gpu: SimpleNamespace, shape: tuple[int, int, int], backwards: bool
+) -> None:
+    data = np.random.default_rng(8).normal(1e6, 1.0, shape).astype(np.float32)
+    level = np.random.default_rng(9).normal(1e6, 0.3, shape[1:])
+    many = Masks(np.ones((11, *shape[1:])))  # two visits, of which one squares
+    wanted = (Sum(), SumSq(level), many)
+    (total, squares, _), _ = gpu.on_card(gpu.card(backwards=backwards), data, *wanted)
+    exact = data.astype(np.longdouble)
+    n, want = len(data), ((exact - level) ** 2).sum(axis=0)
+    np.testing.assert_allclose(squares, want.astype(float), rtol=2 * (n + 2) * 2.0**-52)
+    variance = squares / n - (total / n - level) ** 2
+    np.testing.assert_allclose(variance, exact.var(axis=0).astype(float), rtol=1e-8, atol=1e-9)
+
+
 def test_float_weights_over_integers(gpu: SimpleNamespace) -> None:
     data = stack("uint16", (6, 23, 31))
     weights = np.random.default_rng(2).normal(size=(1, 23, 31))
@@ -183,7 +200,8 @@ def test_many_masks_take_several_visits(gpu: SimpleNamespace) -> None:
 def test_neither_blocks_nor_the_order_of_threads_change_a_bit(gpu: SimpleNamespace, dtype: str) -> None:
     data = stack(dtype, (200, 5, 6))
     weights = np.random.default_rng(2).normal(size=(1, 5, 6))
-    wanted = (Sum(), SumSq(), Masks(weights), Moments())
+    level = np.full((5, 6), 0.3) if dtype == "float32" else None
+    wanted = (Sum(), SumSq(level), Masks(weights), Moments())
     frame = data[0].nbytes
     first, _ = gpu.on_card(gpu.card(), data, *wanted)
     for step, block, backwards in ((200, 64, False), (1, 128, True), (67, 192, False)):
@@ -198,6 +216,8 @@ def test_what_the_kernels_cannot_do_exactly_is_refused(gpu: SimpleNamespace) -> 
         gpu.on_card(gpu.card(), data, Masks(np.full((1, 2, 2), 2**40)))
     with pytest.raises(Unsuited, match="float64"):
         gpu.on_card(gpu.card(), data.astype(np.float64), Sum())
+    with pytest.raises(Unsuited, match="squares about 2 different levels"):
+        gpu.on_card(gpu.card(), data.astype(np.float32), SumSq(), SumSq(np.ones((2, 2))))
 
 
 def test_a_group_of_frames_always_fits_a_buffer() -> None:
