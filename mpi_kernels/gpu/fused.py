@@ -146,6 +146,7 @@ class GpuFused:
 
     def visit(self, frames: Any, n: int, row: int) -> None:
         """Reduce ``n`` frames, at most a block, that are on the card, flat."""
+        self._flush()
         slot = self._slots[self._next]
         self._collect(slot)
         self._begin(slot, frames, n, row)
@@ -225,7 +226,9 @@ class GpuFused:
             self._collect(slot)
 
 
-def attempt(wanted: Iterable[Term], header: Header, rows: int, card: Card | None, why: str, **how: Any) -> GpuFused | str:
+def attempt(
+    wanted: Iterable[Term], header: Header, rows: int, card: Card | None, why: str, **how: Any
+) -> GpuFused | str:
     """Accumulators on a card, or why there are none: the CPU does it then.
 
     Parameters

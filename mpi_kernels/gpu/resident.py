@@ -120,15 +120,11 @@ class Resident:
         """Accumulators on the card; None where there is none, or where it can't do this."""
         if self.card is None:
             return None
-        streamed = self.held < rows
-        block = BLOCK_BYTES if streamed else self.chunk * self.frame_bytes
-        how = {"align": self.align, "block_bytes": block, "staged": streamed}
-        made = attempt(wanted, header, rows, self.card, "", **how)
-        if isinstance(made, str):
-            self.method = f"{self._where}; the last recipe on the CPU: {made}"
-            return None
-        self.method = self._where
-        return made
+        staged = self.held < rows
+        block = BLOCK_BYTES if staged else self.chunk * self.frame_bytes
+        made = attempt(wanted, header, rows, self.card, "", align=self.align, block_bytes=block, staged=staged)
+        self.method = self._where + (f"; the last recipe on the CPU: {made}" if isinstance(made, str) else "")
+        return made if isinstance(made, GpuFused) else None
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
         """Frames in order as ``(memory, start, stop)``; the memory is None where they are only in the source."""

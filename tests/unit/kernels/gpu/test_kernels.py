@@ -265,15 +265,17 @@ def test_frames_that_come_after_a_merge(gpu: SimpleNamespace, dtype: str, block:
 
 
 def test_held_frames_and_frames_in_a_buffer(gpu: SimpleNamespace) -> None:
-    """Frames that wait for a block to fill are not overwritten by those that are read into the next buffer."""
+    """Frames that wait for a block to fill are neither lost nor overwritten by those that come in another way."""
     data = stack("uint16", (90, 3, 4))
-    wanted = terms(data.shape)
-    found = GpuFused(wanted, gpu.header(data), 90, gpu.card(), block_bytes=64 * data[0].nbytes)
+    wanted, card = terms(data.shape), gpu.card()
+    found = GpuFused(wanted, gpu.header(data), 90, card, block_bytes=64 * data[0].nbytes)
     found.add(data[:20], 0)
     buffer = found.buffer()
     buffer[:50] = data[20:70]
     found.add(buffer[:50], 20)
-    found.add(data[70:], 70)
+    found.add(data[70:73], 70)
+    found.visit(card.constant(data[73:80].reshape(-1)), 7, 73)
+    found.add(data[80:], 80)
     expected, cpu = gpu.on_cpu(data, *wanted)
     for one, other in zip(gpu.results(found, 90, *wanted), expected, strict=True):
         np.testing.assert_array_equal(one, other)
