@@ -112,6 +112,11 @@ def _without_gpu() -> str | None:
     return f"{choice.why}: a machine with an NVIDIA card, and pip install emflow[gpu]" if choice.index is None else None
 
 
+def _without_native() -> str | None:
+    there = importlib.util.find_spec("mpi_kernels._native") is not None
+    return None if there else "mpi_kernels._native is not built: install a C compiler, then pip install -e . again"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "mpi": _without_mpi,
     "strace": _without_strace,
@@ -121,6 +126,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cxx": _without_cxx,
     "nvrtc": _without_nvrtc,
     "gpu": _without_gpu,
+    "native": _without_native,
 }
 
 

@@ -22,7 +22,7 @@
 #define QUAD 4               /* frames of one call of a kernel at most */
 #define WIDEST 8             /* columns of one call of a kernel at most */
 #define TILE 128             /* words of 32 bits that are transposed at a time for labels */
-#define SEGMENT_BYTES 32768  /* of one frame */
+#define SEGMENT_BYTES 32768  /* of one frame: a bundle of them fits a second-level cache */
 #define LANE_FRAMES 32768    /* frames that 32-bit lanes hold: 32768 * 32768 < 2**31 */
 #define PARTS 1024           /* threads at most */
 #define BIAS 32768
@@ -32,9 +32,12 @@ struct nat_visit {
     const uint8_t *frame[QUAD];
     size_t vectors;
     const uint8_t *weights; /* of these columns: vector by vector, column by column */
+    const uint8_t *extra;   /* of columns with float weights in the same call */
+    uint64_t *extra_out[QUAD];
     void *sum;              /* lanes of this segment, or NULL */
     uint8_t *max;           /* of this segment, or NULL */
     uint64_t *out[QUAD];    /* words (int64 or double) to add each frame's columns to */
+    size_t ahead;           /* bytes from these frames to those to be fetched into cache meanwhile; 0: none */
     uint32_t bias;          /* to flip the highest bits of 16-bit cells, or 0 */
     uint32_t top;           /* largest cell (uint32: pixel) of the call, as its bits */
 };
@@ -64,17 +67,21 @@ struct nat_segment {
 struct nat_ops {
     const char *name;
     size_t vector[5];        /* cells of a vector by kind */
+    size_t doubles;          /* cells that float columns are packed by */
     size_t quad;             /* frames of one call: this many, or 1 */
     size_t width;            /* columns of one call at most */
     int digit8, digit16;     /* largest weight */
     int spread;              /* lanes of sums are in the order of the unpack instructions */
+    int prefetch;            /* even where one pass does everything */
     int mask_bits;           /* float masks are packed as bits, else as bytes 0 or 255 */
     void (*first)(int kind, size_t frames, size_t columns, struct nat_visit *visit);
     void (*more)(int kind, size_t frames, size_t columns, struct nat_visit *visit);
+    void (*both)(size_t frames, size_t columns, size_t extra, struct nat_visit *visit); /* or NULL */
     void (*weighted)(size_t frames, size_t columns, struct nat_visit *visit);
     size_t lane_bytes; /* of one bin of labels; 0: rows are filled directly */
     void (*labels)(int kind, const struct nat_labels *labels, const struct nat_segment *segment,
-                   const uint8_t *const *frames, size_t n, size_t cells, uint8_t *lanes, uint8_t *scratch, uint64_t *rows);
+                   const uint8_t *const *frames, size_t n, size_t cells, size_t ahead, uint8_t *lanes, uint8_t *scratch,
+                   uint64_t *rows);
     void (*spill)(int kind, const struct nat_labels *labels, size_t n, uint8_t *lanes, uint64_t *rows);
     void (*squares)(int kind, const uint8_t *const *frames, size_t n, size_t cells, uint64_t *low, uint64_t *high);
     void (*fold)(double *group, double *high, double *low, size_t n);
@@ -83,7 +90,7 @@ struct nat_ops {
 };
 
 extern const struct nat_ops nat_portable;
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(NAT_PORTABLE_ONLY)
 #define NAT_X86 1
 extern const struct nat_ops nat_avx2, nat_avx512;
 #endif
@@ -141,6 +148,7 @@ struct nat_pass {
     size_t label_count;
     struct nat_segment *segments;
     size_t segment_count, longest; /* vectors of the longest */
+    int merged; /* floats: masks and weights in one call */
     int masks_only;
     uint8_t **bits;
     size_t bit_count;

@@ -88,6 +88,21 @@ INLINE void add_lanes(int kind, int frames, const V *x, int32_t *lanes)
     v_store(lanes + step, high);
 }
 
+/* Ask for the frames that come next while there is work on these: the machine's own prefetching ends with a page, and
+ * with every pass.  A prefetch never faults, so nobody minds where the buffer ends. */
+INLINE void fetch(const uint8_t *const *frame, int frames, size_t ahead, size_t at)
+{
+    if (ahead && at % 64 == 0)
+        UNROLL for (int i = 0; i < frames; i++)
+            _mm_prefetch((const char *)frame[i] + ahead + at, _MM_HINT_T1);
+}
+
+/* The frames' addresses in registers: the compiler must take it that the sums written may lie over the visit. */
+#define LOCAL_FRAMES                                                                                                   \
+    const uint8_t *frame[FRAMES];                                                                                      \
+    const size_t ahead = visit->ahead, vectors = visit->vectors;                                                       \
+    UNROLL for (int i = 0; i < frames; i++) frame[i] = visit->frame[i];
+
 /* Whole numbers.  `first`: column 0 is the total, and sums and maxima of pixels are kept as well. */
 INLINE void whole(const int kind, const int first, const int frames, const int columns, struct nat_visit *visit)
 {
@@ -101,9 +116,11 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
     UNROLL for (int i = 0; i < frames; i++)
         UNROLL for (int k = 0; k < columns; k++)
             sums[i][k] = v_zero();
-    for (size_t v = 0; v < visit->vectors; v++) {
+    LOCAL_FRAMES
+    for (size_t v = 0; v < vectors; v++) {
+        fetch(frame, frames, ahead, v * VB);
         UNROLL for (int i = 0; i < frames; i++)
-            x[i] = v_load(visit->frame[i] + v * VB);
+            x[i] = v_load(frame[i] + v * VB);
         V best = x[0];
         if (first && kind == NAT_U32)
             UNROLL for (int i = 1; i < frames; i++)
@@ -123,13 +140,20 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
             if (lanes)
                 add_lanes(kind, frames, x, lanes + v * (kind == NAT_U8 ? VB : VB / 2));
             UNROLL for (int i = 0; i < frames; i++)
+            {
                 sums[i][0] = dot(kind, sums[i][0], x[i], ones);
+                KEEP(sums[i][0]);
+            }
         }
         UNROLL for (int k = first; k < columns; k++, weights += VB)
         {
-            const V w = v_load(weights);
+            V w = v_load(weights);
+            KEEP(w);
             UNROLL for (int i = 0; i < frames; i++)
+            {
                 sums[i][k] = dot(kind, sums[i][k], x[i], w);
+                KEEP(sums[i][k]);
+            }
         }
     }
     UNROLL for (int i = 0; i < frames; i++)
@@ -139,78 +163,82 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
         visit->top = top_of(kind, top);
 }
 
-/* Floats under masks. */
-INLINE void masked(const int first, const int frames, const int columns, struct nat_visit *visit)
+/* Half a vector of floats of each frame into the running maxima. */
+INLINE void add_max(const uint8_t *const *frame, int frames, size_t at, float *max)
 {
-    const size_t half = MASK_BITS ? VB / 64 : VB / 8; /* bytes of a column's mask for one vector of doubles */
+    H best = h_load((const float *)frame[0] + at);
+    UNROLL for (int i = 1; i < frames; i++)
+        best = h_max(h_load((const float *)frame[i] + at), best);
+    h_store(max, h_max(best, h_load(max)));
+}
+
+/* Floats under masks, and `extra` columns with weights; where a weight is zero, the pixel does not count, whatever it
+ * is.  Half a vector of floats is a vector of doubles. */
+INLINE void masked(const int first, const int frames, const int columns, const int extra, struct nat_visit *visit)
+{
+    const size_t half = VB / 8, unit = MASK_BITS ? VB / 64 : VB / 8; /* pixels, bytes of a mask */
     const uint8_t *weights = visit->weights;
+    const double *more = (const double *)visit->extra;
     double *group = visit->sum;
     float *max = (float *)visit->max;
     D sums[FRAMES][COLUMNS], x[FRAMES];
     UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
+        UNROLL for (int k = 0; k < columns + extra; k++)
             sums[i][k] = d_zero();
-    for (size_t v = 0; v < visit->vectors; v++) {
-        UNROLL for (size_t h = 0; h < 2; h++)
-        {
-            const size_t at = v * (VB / 4) + h * (VB / 8);
+    LOCAL_FRAMES
+    for (size_t at = 0; at < vectors * 2 * half; at += half) {
+        fetch(frame, frames, ahead, at * sizeof(float));
+        UNROLL for (int i = 0; i < frames; i++)
+            x[i] = d_widen((const float *)frame[i] + at);
+        if (first && group) {
+            D sum = d_load(group + at); /* frame after frame, so that the order does not depend on the calls */
             UNROLL for (int i = 0; i < frames; i++)
-                x[i] = d_widen((const float *)visit->frame[i] + at);
-            if (first && group) {
-                D sum = d_load(group + at); /* frame after frame, so that the order does not depend on the calls */
-                UNROLL for (int i = 0; i < frames; i++)
-                    sum = d_add(sum, x[i]);
-                d_store(group + at, sum);
-            }
-            if (first)
-                UNROLL for (int i = 0; i < frames; i++)
-                    sums[i][0] = d_add(sums[i][0], x[i]);
-            UNROLL for (int k = first; k < columns; k++)
+                sum = d_add(sum, x[i]);
+            d_store(group + at, sum);
+        }
+        if (first && max)
+            add_max(frame, frames, at, max + at);
+        if (first)
+            UNROLL for (int i = 0; i < frames; i++)
             {
-                const M mask = m_load(weights + (size_t)(k - first) * 2 * half + h * half);
-                UNROLL for (int i = 0; i < frames; i++)
-                    sums[i][k] = d_add_masked(sums[i][k], mask, x[i]);
+                sums[i][0] = d_add(sums[i][0], x[i]);
+                KEEP(sums[i][0]);
+            }
+        UNROLL for (int k = first; k < columns; k++, weights += unit)
+        {
+            const M mask = m_load(weights);
+            UNROLL for (int i = 0; i < frames; i++)
+            {
+                sums[i][k] = d_add_masked(sums[i][k], mask, x[i]);
+                KEEP(sums[i][k]);
             }
         }
-        weights += (size_t)(columns - first) * 2 * half;
-        if (first && max) {
-            F best = f_load((const float *)visit->frame[0] + v * (VB / 4));
-            UNROLL for (int i = 1; i < frames; i++)
-                best = f_max(f_load((const float *)visit->frame[i] + v * (VB / 4)), best);
-            f_store(max + v * (VB / 4), f_max(best, f_load(max + v * (VB / 4))));
+        UNROLL for (int k = columns; k < columns + extra; k++, more += half)
+        {
+            const D w = d_load(more);
+            const M mask = m_nonzero(w);
+            UNROLL for (int i = 0; i < frames; i++)
+            {
+                sums[i][k] = d_fma_masked(sums[i][k], mask, x[i], w);
+                KEEP(sums[i][k]);
+            }
         }
     }
     UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
-            ((double *)visit->out[i])[k] += total_d(sums[i][k]);
+        UNROLL for (int k = 0; k < columns + extra; k++)
+        {
+            uint64_t *out = k < columns ? visit->out[i] + k : visit->extra_out[i] + (k - columns);
+            *(double *)out += total_d(sums[i][k]);
+        }
 }
 
-/* Floats with weights; where a weight is zero, the pixel does not count, whatever it is. */
+/* Weights alone. */
 INLINE void multiplied(const int frames, const int columns, struct nat_visit *visit)
 {
-    const double *weights = (const double *)visit->weights;
-    D sums[FRAMES][COLUMNS], x[FRAMES];
+    visit->extra = visit->weights;
     UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
-            sums[i][k] = d_zero();
-    for (size_t v = 0; v < visit->vectors; v++) {
-        UNROLL for (size_t h = 0; h < 2; h++)
-        {
-            UNROLL for (int i = 0; i < frames; i++)
-                x[i] = d_widen((const float *)visit->frame[i] + v * (VB / 4) + h * (VB / 8));
-            UNROLL for (int k = 0; k < columns; k++)
-            {
-                const D w = d_load(weights + (size_t)k * (VB / 4) + h * (VB / 8));
-                const M mask = m_nonzero(w);
-                UNROLL for (int i = 0; i < frames; i++)
-                    sums[i][k] = d_fma_masked(sums[i][k], mask, x[i], w);
-            }
-        }
-        weights += (size_t)columns * (VB / 4);
-    }
-    UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
-            ((double *)visit->out[i])[k] += total_d(sums[i][k]);
+        visit->extra_out[i] = visit->out[i];
+    masked(0, frames, 0, columns, visit);
 }
 
 /* ---- one function for each number of frames and columns ---- */
@@ -225,10 +253,10 @@ typedef void (*kernel)(struct nat_visit *visit);
     KERNEL(first_8_##F##_##K, whole(NAT_U8, 1, F, K, visit))                                                           \
     KERNEL(first_16_##F##_##K, whole(NAT_U16, 1, F, K, visit))                                                         \
     KERNEL(first_32_##F##_##K, whole(NAT_U32, 1, F, K, visit))                                                         \
-    KERNEL(first_f_##F##_##K, masked(1, F, K, visit))                                                                  \
+    KERNEL(first_f_##F##_##K, masked(1, F, K, 0, visit))                                                               \
     KERNEL(more_8_##F##_##K, whole(NAT_U8, 0, F, K, visit))                                                            \
     KERNEL(more_16_##F##_##K, whole(NAT_U16, 0, F, K, visit))                                                          \
-    KERNEL(more_f_##F##_##K, masked(0, F, K, visit))                                                                   \
+    KERNEL(more_f_##F##_##K, masked(0, F, K, 0, visit))                                                                \
     KERNEL(weighted_##F##_##K, multiplied(F, K, visit))
 #define ALL_KERNELS(F) KERNELS(F, 1) KERNELS(F, 2) KERNELS(F, 3) KERNELS(F, 4) KERNELS(F, 5) KERNELS(F, 6)
 #define ROW(NAME, F)                                                                                                   \
@@ -260,6 +288,27 @@ static void more(int kind, size_t frames, size_t columns, struct nat_visit *visi
     more_kernels[kind][frames > 1][columns](visit);
 }
 
+#define BOTH(F, K, X) KERNEL(both_##F##_##K##_##X, masked(1, F, K, X, visit))
+#define ALL_BOTH(F)                                                                                                    \
+    BOTH(F, 1, 1) BOTH(F, 2, 1) BOTH(F, 3, 1) BOTH(F, 4, 1) BOTH(F, 5, 1)                                              \
+    BOTH(F, 1, 2) BOTH(F, 2, 2) BOTH(F, 3, 2) BOTH(F, 4, 2)
+#define BOTH_ROWS(F)                                                                                                   \
+    {{NULL, both_##F##_1_1, both_##F##_2_1, both_##F##_3_1, both_##F##_4_1, both_##F##_5_1},                           \
+     {NULL, both_##F##_1_2, both_##F##_2_2, both_##F##_3_2, both_##F##_4_2, NULL}}
+ALL_BOTH(1)
+#if FRAMES == 2
+ALL_BOTH(2)
+static const kernel both_kernels[2][2][COLUMNS] = {BOTH_ROWS(1), BOTH_ROWS(2)};
+#else
+ALL_BOTH(4)
+static const kernel both_kernels[2][2][COLUMNS] = {BOTH_ROWS(1), BOTH_ROWS(4)};
+#endif
+
+static void both(size_t frames, size_t columns, size_t extra, struct nat_visit *visit)
+{
+    both_kernels[frames > 1][extra - 1][columns](visit);
+}
+
 static void weighted(size_t frames, size_t columns, struct nat_visit *visit)
 {
     weighted_kernels[frames > 1][columns](visit);
@@ -267,9 +316,12 @@ static void weighted(size_t frames, size_t columns, struct nat_visit *visit)
 
 /* ---- labels: words of 32 bits of several frames are transposed, then whole vectors are added bin by bin ---- */
 
-INLINE void transpose(const uint8_t *const *frames, size_t at, size_t words, V bias, uint8_t *scratch)
+INLINE void transpose(const uint8_t *const *frames, size_t at, size_t words, size_t ahead, V bias, uint8_t *scratch)
 {
     for (size_t w = 0; w < words; w += 4, at += 16, scratch += 4 * VB) {
+        if (ahead && w % 16 == 0)
+            UNROLL for (size_t i = 0; i < STEP; i++)
+                _mm_prefetch((const char *)frames[i] + ahead + at, _MM_HINT_T1);
         const V a = v_xor(v_gather(frames, 0, at), bias), b = v_xor(v_gather(frames, 1, at), bias);
         const V c = v_xor(v_gather(frames, 2, at), bias), d = v_xor(v_gather(frames, 3, at), bias);
         const V ab = v_low32(a, b), cd = v_low32(c, d), AB = v_high32(a, b), CD = v_high32(c, d);
@@ -298,36 +350,37 @@ INLINE void run_steps(int kind, const struct nat_step *step, const struct nat_st
 
 /* Lanes hold, for every STEP frames of the bundle, a vector for each bin (floats: two). */
 INLINE void labelled(int kind, const struct nat_labels *labels, const struct nat_segment *segment,
-                     const uint8_t *const *frames, size_t n, size_t words, uint8_t *lanes, uint8_t *scratch)
+                     const uint8_t *const *frames, size_t n, size_t words, size_t ahead, uint8_t *lanes,
+                     uint8_t *scratch)
 {
     const V bias = v_set32(kind == NAT_U16 || kind == NAT_U32 ? (int32_t)0x80008000u : 0);
     const size_t room = labels->bins * VB * (kind == NAT_F32 ? 2 : 1);
     for (size_t i = 0; i < n; i += STEP, lanes += room, frames += STEP) {
         const size_t *tile = labels->tile + segment->tile;
         for (size_t word = 0; word < words; word += TILE, tile++) {
-            transpose(frames, word * 4, words - word < TILE ? words - word : TILE, bias, scratch);
+            transpose(frames, word * 4, words - word < TILE ? words - word : TILE, ahead, bias, scratch);
             run_steps(kind, labels->steps + tile[0], labels->steps + tile[1], scratch, lanes);
         }
     }
 }
 
 static void add_labels(int kind, const struct nat_labels *labels, const struct nat_segment *segment,
-                       const uint8_t *const *frames, size_t n, size_t cells, uint8_t *lanes, uint8_t *scratch,
-                       uint64_t *rows)
+                       const uint8_t *const *frames, size_t n, size_t cells, size_t ahead, uint8_t *lanes,
+                       uint8_t *scratch, uint64_t *rows)
 {
     (void)rows;
     switch (kind) {
     case NAT_U8:
-        labelled(NAT_U8, labels, segment, frames, n, cells / 4, lanes, scratch);
+        labelled(NAT_U8, labels, segment, frames, n, cells / 4, ahead, lanes, scratch);
         break;
     case NAT_I16:
-        labelled(NAT_I16, labels, segment, frames, n, cells / 2, lanes, scratch);
+        labelled(NAT_I16, labels, segment, frames, n, cells / 2, ahead, lanes, scratch);
         break;
     case NAT_F32:
-        labelled(NAT_F32, labels, segment, frames, n, cells, lanes, scratch);
+        labelled(NAT_F32, labels, segment, frames, n, cells, ahead, lanes, scratch);
         break;
     default:
-        labelled(NAT_U16, labels, segment, frames, n, cells / 2, lanes, scratch);
+        labelled(NAT_U16, labels, segment, frames, n, cells / 2, ahead, lanes, scratch);
     }
 }
 
@@ -352,14 +405,17 @@ static void spill(int kind, const struct nat_labels *labels, size_t n, uint8_t *
 const struct nat_ops OPS = {
     .name = NAME,
     .vector = {VB, VB / 2, VB / 2, VB / 2, VB / 4},
+    .doubles = VB / 8,
     .quad = FRAMES,
     .width = COLUMNS,
     .digit8 = DIGIT8,
     .digit16 = 127,
     .spread = 1,
+    .prefetch = VB < 64,
     .mask_bits = MASK_BITS,
     .first = first,
     .more = more,
+    .both = both,
     .weighted = weighted,
     .lane_bytes = BUNDLE * 4,
     .labels = add_labels,
