@@ -19,11 +19,6 @@
 
 #include "native.h"
 
-struct _object;
-
-/* Of py_kernels.c: the pass inside a _native.Pass; NULL, with a TypeError, for anything else. */
-nat_pass *nat_pass_of(struct _object *object);
-
 enum { FEED_MAGIC = 64, FEED_NUMBER = 32, FEED_PAGE = 4096 };
 enum feed_reading { FEED_MMAP = 0, FEED_READ, FEED_DIRECT };
 

@@ -156,6 +156,11 @@ size_t nat_frame_bytes(const nat_pass *pass)
     return pass->frame_bytes;
 }
 
+int64_t nat_pass_rows(const nat_pass *pass)
+{
+    return pass->rows;
+}
+
 int64_t nat_group(const nat_pass *pass)
 {
     return pass->group;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "feed.h"
+#include "py_kernels.h"
 
 /* The caller looks this often whether a signal came; Ctrl-C must not wait for a read of a whole file. */
 enum { LOOK_MS = 50 };
@@ -192,7 +193,7 @@ static PyObject *perform(struct nat_feed *feed, struct feed_call *call, PyObject
         PyErr_SetString(PyExc_ValueError, "the reader is closed");
         return NULL;
     }
-    if (call->start < 0 || call->start > call->stop || call->stop > feed->layout.frames || call->row < 0) {
+    if (call->start < 0 || call->start > call->stop || call->stop > feed->layout.frames) {
         PyErr_Format(PyExc_ValueError, "frames %lld:%lld are not within 0:%lld", (long long)call->start,
                      (long long)call->stop, (long long)feed->layout.frames);
         return NULL;
@@ -225,11 +226,19 @@ static PyObject *Reader_add(Reader *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OLLL|O", &pass, &call.start, &call.stop, &call.row, &progress))
         return NULL;
     call.pass = nat_pass_of(pass);
-    if (!call.pass)
+    if (!call.pass) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "this Pass was never made");
         return NULL;
+    }
     if ((int64_t)nat_frame_bytes(call.pass) != self->feed.layout.frame_bytes) {
         PyErr_Format(PyExc_ValueError, "the pass takes frames of %zu bytes, the layout has %lld",
                      nat_frame_bytes(call.pass), (long long)self->feed.layout.frame_bytes);
+        return NULL;
+    }
+    if (call.row < 0 || call.stop - call.start > nat_pass_rows(call.pass) - call.row) {
+        PyErr_Format(PyExc_ValueError, "%lld frames from row %lld do not fit the %lld rows of the pass",
+                     (long long)(call.stop - call.start), (long long)call.row, (long long)nat_pass_rows(call.pass));
         return NULL;
     }
     return perform(&self->feed, &call, progress);

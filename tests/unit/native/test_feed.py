@@ -3,6 +3,7 @@ there is named."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -29,7 +30,7 @@ from mpi_kernels.formats.plan import LayoutSource
 from mpi_kernels.layout import Layout, Reading
 from mpi_kernels.storage import choose
 
-pytest.importorskip("mpi_kernels._native", reason="the extension is not built: pip install -e . (needs cc)")
+_native = pytest.importorskip("mpi_kernels._native", reason="the extension is not built: pip install -e . (needs cc)")
 
 READINGS: tuple[Reading, ...] = ("mmap", "read", "direct")
 
@@ -224,6 +225,159 @@ def test_it_agrees_with_the_source_in_numpy(tmp_path: Path) -> None:
     source.close()
     for reading in READINGS:
         np.testing.assert_array_equal(read(layout, frames, 0, 9, reading=reading), out)
+
+
+# --- into the kernels -------------------------------------------------------------------------------------------------
+
+
+class Sums:
+    """A pass that wants the sum, the largest values and some masks of frames; or masks only."""
+
+    def __init__(self, frames: np.ndarray, rows: int, *, masks_only: bool = False) -> None:
+        det, self.dtype = frames.shape[1:], frames.dtype.newbyteorder("=")
+        whole = {"u": "u8", "i": "i8", "f": "f8"}[self.dtype.kind]
+        rng = np.random.default_rng(0)
+        self.weights = np.concatenate([np.ones((1, *det), bool), rng.random((3, *det)) < 0.4])
+        self.masks = np.full((rows, 4), 99, whole)
+        floats = self.dtype.kind == "f"
+        # floats are kept as high + low
+        self.sum = None if masks_only else np.zeros((2, *det) if floats else det, whole)
+        self.max = None if masks_only else np.full(det, -np.inf if floats else np.iinfo(self.dtype).min, self.dtype)
+        self.it = _native.Pass(
+            self.dtype.name, det, rows, masks=[(self.weights, self.masks)], sum=self.sum, max=self.max
+        )
+
+    def check(self, frames: np.ndarray) -> None:
+        """Compare with dense arithmetic in numpy; floats within the bound of sums in float64."""
+        self.it.flush()
+        native = frames.astype(self.dtype)
+        if self.sum is not None and self.max is not None:
+            np.testing.assert_array_equal(self.max, native.max(axis=0))
+            found = self.sum.sum(axis=0) if self.dtype.kind == "f" else self.sum
+            np.testing.assert_allclose(found, native.sum(axis=0, dtype=found.dtype), rtol=1e-12, atol=1e-9)
+        dense = np.einsum("nyx,kyx->nk", native.astype(self.masks.dtype), self.weights.astype(self.masks.dtype))
+        np.testing.assert_allclose(self.masks, dense, rtol=1e-12, atol=1e-9 if self.dtype.kind == "f" else 0)
+
+    def bits(self) -> list[bytes]:
+        self.it.flush()
+        assert self.sum is not None
+        assert self.max is not None
+        return [self.sum.sum(axis=0).tobytes(), self.max.tobytes(), self.masks.tobytes()]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    form=st.one_of(plain_forms, stored_forms),
+    count=st.integers(1, 40),
+    det=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from(["|u1", "<u2", ">u2", "<i2", "<u4", ">u4", "<f4", ">f4"]),
+    masks_only=st.booleans(),
+    flagged=st.booleans(),
+    bounds=st.lists(st.integers(0, 40), min_size=2, max_size=5),
+    threads=st.integers(1, 3),
+    reading=st.sampled_from(READINGS),
+)
+def test_frames_of_every_form_are_reduced(
+    tmp_path: Path,
+    form: Form,
+    count: int,
+    det: tuple[int, int],
+    dtype: str,
+    masks_only: bool,
+    flagged: bool,
+    bounds: list[int],
+    threads: int,
+    reading: Reading,
+) -> None:
+    flagged = flagged and np.dtype(dtype).kind in "iu"
+    frames = counts(count, det, dtype, full=flagged)
+    flag = int(np.iinfo(dtype).max) if flagged else None
+    feed = Feed(header(frames), write(tmp_path, frames, replace(form, flag=flag)), reading=reading, threads=threads)
+    cuts = sorted(min(b, count) for b in bounds)
+    start, stop = cuts[0], cuts[-1]
+    sums = Sums(frames, stop - start, masks_only=masks_only and np.dtype(dtype).kind == "u")
+    for a, b in itertools.pairwise(cuts):
+        feed.add(sums.it, a, b, a - start)
+    feed.close()
+    wanted = frames[start:stop].copy()
+    if flag is not None:
+        wanted[wanted == flag] = 0
+    if len(wanted):
+        sums.check(wanted)
+    saturated = np.count_nonzero(wanted == np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 0
+    assert sums.it.quality()["pixels"] == wanted.size
+    assert sums.it.quality()["saturated"] == saturated
+
+
+@pytest.mark.parametrize(
+    "form", [Form(), Form(record_frames=100, gap=8), Form(codec="bitshuffle-lz4", record_frames=7)]
+)
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_neither_threads_nor_the_way_of_reading_change_a_bit(tmp_path: Path, form: Form, dtype: str) -> None:
+    frames = counts(2_100, (32, 48), dtype)
+    frames *= np.float32(1.1) ** np.random.default_rng(0).integers(-90, 90, frames.shape)
+    layout = write(tmp_path, frames, form)
+    whole = Sums(frames, 2_000)
+    whole.it.add(np.ascontiguousarray(frames[50:2_050].astype("=f4")), 0)
+    for reading in READINGS:
+        for threads in (1, 2, 3):
+            for cuts in ([50, 2_050], [50, 51, 700, 1_023, 1_500, 2_050]):
+                feed, sums = Feed(header(frames), layout, reading=reading, threads=threads), Sums(frames, 2_000)
+                for a, b in itertools.pairwise(cuts):
+                    feed.add(sums.it, a, b, a - 50)
+                feed.close()
+                assert sums.bits() == whole.bits()
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_reduction_names_the_first_bad_frame_too(tmp_path: Path, reading: Reading) -> None:
+    frames = counts(3_000, (64, 64), "<u2")
+    layout = write(tmp_path, frames, Form())
+    os.truncate(layout.files[0], 2_345 * layout.payload + 1)
+    feed = Feed(header(frames), layout, reading=reading, threads=3)
+    with pytest.raises(MissingData, match="bytes early") as caught:
+        feed.add(Sums(frames, 3_000).it, 0, 3_000, 0)
+    assert caught.value.frame == 2_345
+    sums = Sums(frames, 2_345)
+    feed.add(sums.it, 0, 2_345, 0)
+    sums.check(frames[:2_345])
+
+
+def test_a_pass_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    frames = counts(9, (4, 4), "<u2")
+    feed = Feed(header(frames), write(tmp_path, frames, Form(codec="bitshuffle-lz4")))
+    for other, rows, row in [(frames, 8, 0), (frames, 9, 1), (frames, 9, -1), (frames[:, :3], 9, 0)]:
+        for masks_only in (False, True):
+            with pytest.raises(ValueError, match=r"do not fit|takes frames of"):
+                feed.add(Sums(other, rows, masks_only=masks_only).it, 0, 9, row)
+    with pytest.raises(TypeError, match="not a Pass"):
+        feed.add(frames, 0, 9, 0)
+    with pytest.raises(ValueError, match="within"):
+        feed.add(Sums(frames, 99).it, 0, 10, 0)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_progress_is_told_and_can_end_it(tmp_path: Path, reading: Reading) -> None:
+    count = 1 << 18
+    frames = np.broadcast_to(np.uint16(1), (count, 128, 128))
+    path = tmp_path / "data"
+    path.write_bytes(np.ones(1 << 19, np.uint16).tobytes())
+    # 32 frames over and over: 8 GB of work without a file of that size
+    layout = Layout(files=(os.fspath(path),), dtype="<u2", payload=32768, offsets=np.arange(count) % 32 * 32768)
+    feed = Feed(header(frames), layout, reading=reading, threads=2)
+    told: list[int] = []
+    rows = np.zeros((count, 1), "u8")
+    with pytest.raises(LookupError):
+        feed.add(
+            _native.Pass("uint16", (128, 128), count, masks=[(np.ones((1, 128, 128), bool), rows)]),
+            0,
+            count,
+            0,
+            lambda done: told.append(done) or {}[done],
+        )
+    feed.close()
+    assert len(told) == 1
+    assert 0 <= told[0] < count
 
 
 # --- what is not there ------------------------------------------------------------------------------------------------
