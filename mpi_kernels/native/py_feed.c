@@ -92,7 +92,7 @@ static int Reader_init(Reader *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"files",   "frames", "frame_bytes", "record_frames", "payload",  "first",     "lead",
                             "tail",    "offsets", "file_of",    "sizes",         "codec",    "element",   "pixel",
-                            "swap",    "unsigned", "flag",      "magic",         "number",   "reading",   "threads",
+                            "swap",    "kind",   "unsigned", "flag",      "magic",         "number",   "reading",   "threads",
                             NULL};
     struct nat_feed *feed = &self->feed;
     struct feed_layout *l = &feed->layout;
@@ -104,9 +104,9 @@ static int Reader_init(Reader *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "a reader is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!LLLLLLLOOOinnppOy*Oii", names, &PyTuple_Type, &paths, &l->frames,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!LLLLLLLOOOinnpipOy*Oii", names, &PyTuple_Type, &paths, &l->frames,
                                      &l->frame_bytes, &l->record_frames, &l->payload, &l->first, &l->lead, &l->tail,
-                                     &offsets, &file_of, &sizes, &codec, &element, &pixel, &swap, &is_unsigned, &flag,
+                                     &offsets, &file_of, &sizes, &codec, &element, &pixel, &swap, &l->kind, &is_unsigned, &flag,
                                      &magic, &number, &reading, &threads))
         return -1;
     l->magic_bytes = magic.len;
@@ -126,7 +126,7 @@ static int Reader_init(Reader *self, PyObject *args, PyObject *kwargs)
         return -1;
     l->countable = is_unsigned && !l->swap && l->element == l->pixel;
     if (l->magic_bytes > FEED_MAGIC || l->files > INT32_MAX / 4 || threads < 1 || threads > 1024 || reading < FEED_MMAP ||
-        reading > FEED_DIRECT || codec < NAT_PLAIN || codec > NAT_LZ4 || l->record_frames < 1)
+        reading > FEED_DIRECT || codec < NAT_PLAIN || codec > NAT_BITSHUFFLE || l->record_frames < 1)
         return refuse("a number");
     feed->reading = (enum feed_reading)reading;
     feed->threads = threads;
@@ -231,8 +231,9 @@ static PyObject *Reader_add(Reader *self, PyObject *args)
             PyErr_SetString(PyExc_ValueError, "this Pass was never made");
         return NULL;
     }
-    if ((int64_t)nat_frame_bytes(call.pass) != self->feed.layout.frame_bytes) {
-        PyErr_Format(PyExc_ValueError, "the pass takes frames of %zu bytes, the layout has %lld",
+    if (nat_pass_kind(call.pass) != self->feed.layout.kind ||
+        (int64_t)nat_frame_bytes(call.pass) != self->feed.layout.frame_bytes) {
+        PyErr_Format(PyExc_ValueError, "the pass takes other pixels, or frames of %zu bytes instead of %lld",
                      nat_frame_bytes(call.pass), (long long)self->feed.layout.frame_bytes);
         return NULL;
     }

@@ -346,10 +346,16 @@ def test_a_reduction_names_the_first_bad_frame_too(tmp_path: Path, reading: Read
 def test_a_pass_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     frames = counts(9, (4, 4), "<u2")
     feed = Feed(header(frames), write(tmp_path, frames, Form(codec="bitshuffle-lz4")))
-    for other, rows, row in [(frames, 8, 0), (frames, 9, 1), (frames, 9, -1), (frames[:, :3], 9, 0)]:
+    for other, rows, row in [
+        (frames, 8, 0),
+        (frames, 9, 1),
+        (frames, 9, -1),
+        (frames[:, :3], 9, 0),
+        (frames.astype("i2"), 9, 0),
+    ]:
         for masks_only in (False, True):
-            with pytest.raises(ValueError, match=r"do not fit|takes frames of"):
-                feed.add(Sums(other, rows, masks_only=masks_only).it, 0, 9, row)
+            with pytest.raises(ValueError, match=r"do not fit|takes other pixels"):
+                feed.add(Sums(other, rows, masks_only=masks_only and other.dtype.kind == "u").it, 0, 9, row)
     with pytest.raises(TypeError, match="not a Pass"):
         feed.add(frames, 0, 9, 0)
     with pytest.raises(ValueError, match="within"):
@@ -789,16 +795,48 @@ def test_what_is_cached_is_mapped_and_what_is_not_is_read_past_the_cache(tmp_pat
     with Path(layout.files[0]).open("rb") as file:
         os.fsync(file.fileno())
         file.read()
-        assert choose(layout.files, compressed=False) == ("mmap", "100 % cached, local disk")
-        assert choose(layout.files, compressed=True)[0] == "read"
+        assert choose(layout) == ("mmap", "100 % cached, local disk")
+        assert choose(replace(layout, codec="lz4"))[0] == "read"
         assert Feed(header(frames), layout).reading == "mmap"
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    reading, why = choose(layout.files, compressed=False)
+    reading, why = choose(layout)
     if "100 % cached" in why:
         pytest.skip("this file system keeps its pages (tmpfs)")
     assert reading == "direct"
+    apart = replace(layout, offsets=np.random.default_rng(0).permutation(500) * 8192)
+    assert choose(apart) == ("read", f"{why}, in small pieces")
+    assert choose(replace(layout, offsets=np.arange(500) * 8192))[0] == "direct"
     np.testing.assert_array_equal(read(layout, frames, 0, 500), frames)
-    assert choose(["/nowhere"], compressed=False)[0] == "read"
+    assert choose(replace(layout, files=("/nowhere",)))[0] == "read"
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from mpi_kernels import _native
+from mpi_kernels.contract import Header
+from mpi_kernels.feed import Feed
+from mpi_kernels.layout import Layout
+path, n = sys.argv[1], 1 << 13
+with open(path, "wb") as file:
+    file.truncate(n << 15)
+head = Header(format="t", kind="stack", scan_shape=(n,), det_shape=(128, 128), dtype="uint16", members=(), rule="exact")
+sum = np.zeros((128, 128), "u8")
+its = _native.Pass("uint16", (128, 128), n, sum=sum)
+used = 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used + (40 << 20),) * 2)
+feed = Feed(head, Layout(files=(path,), dtype=">u2", payload=1 << 15), reading=sys.argv[2], threads=3)
+feed.add(its, 0, n, 0)
+"""
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_memory_is_bounded_whatever_the_file(tmp_path: Path, reading: Reading) -> None:
+    # 256 MiB through 40 MiB of private memory, stacks included (RLIMIT_DATA: setrlimit(2))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, os.fspath(tmp_path / "data"), reading], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_view_costs_no_copy_and_is_refused_where_there_is_none(tmp_path: Path) -> None:
