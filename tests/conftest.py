@@ -1,7 +1,7 @@
 """What the tests may need from the machine, real input, and proof that no process outlives a test run.
 
 A need is a marker (``needs_mpi``, ``needs_strace``, ...).  Where it is missing, the test is skipped with the reason
-and the way to get it; a need that is named in ``EMFLOW_REQUIRE`` (comma list: ``mpi,strace,root,peers,data``) fails
+and the way to get it; a need that is named in ``EMFLOW_REQUIRE`` (comma list: ``mpi,strace,root,peers,data,native``) fails
 instead, so that CI can't go green by skipping.
 """
 
@@ -90,12 +90,18 @@ def _without_data() -> str | None:
     return None if there else f"no reference.json in {folder}: name the folder of real files in EMFLOW_TEST_DATA"
 
 
+def _without_native() -> str | None:
+    there = importlib.util.find_spec("mpi_kernels._native") is not None
+    return None if there else "mpi_kernels._native is not built: install a C compiler, then pip install -e . again"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "mpi": _without_mpi,
     "strace": _without_strace,
     "root": _without_root,
     "peers": _without_peers,
     "data": _without_data,
+    "native": _without_native,
 }
 
 

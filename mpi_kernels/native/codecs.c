@@ -1,9 +1,9 @@
-/* Decoders of records as HDF5 filters store them.  All that is read comes from files, and is believed only after a check.
+/* Decoders of records as HDF5 filters store them.  All that is read comes from files and is believed after a check.
  *
  * Filter 32008, bitshuffle with LZ4: 8 bytes size of the record, 4 bytes size of a block, both big-endian and in bytes
  * of decoded data; then for each block 4 bytes length and one LZ4 block of bit planes.  The last block has the multiple
- * of 8 elements that is left; the elements after it, at most 7, are stored as they are.  Without LZ4 there is nothing but
- * planes.  Filter 32004, LZ4: the same header; a block whose length is its decoded size is stored as it is.
+ * of 8 elements that is left; the elements after it, at most 7, are stored as they are.  Without LZ4 there is nothing
+ * but planes.  Filter 32004, LZ4: the same header; a block whose length is its decoded size is stored as it is.
  * Source: bshuf_h5filter.c of https://github.com/kiyo-masui/bitshuffle and H5Zlz4.c of
  * https://github.com/HDFGroup/hdf5_plugins.  As there, bytes after the last block are not looked at.
  */

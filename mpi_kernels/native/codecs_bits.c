@@ -3,7 +3,7 @@
  * Source: the layout is bitshuffle's, Masui et al. 2015, doi:10.1016/j.ascom.2015.07.002.
  *
  * Counted data leave most planes empty, so the work is done plane by plane, and only for planes that have any bit: a
- * tile of bytes is built up by one bit at a time and then interleaved with its neighbours.  One source, inlined into one
+ * tile of bytes is built up by one bit at a time and then interleaved with its neighbours.  One source, inlined into a
  * function for each instruction set; nothing is read or written beyond planes, masks and elements.
  */
 #include "codecs.h"
@@ -19,7 +19,7 @@
 
 enum { TILE = 64, EIGHTS = 8 * TILE }; /* bytes of each plane that are worked on at once, and the elements they make */
 
-/* Bits `byte` to `byte + 7` of 8 * n elements (n <= TILE) whose first is bit 0 of `planes`, for planes named by `used`. */
+/* One byte of each of 8 * n elements (n <= TILE), from the eight planes of its bits, as far as `used` names them. */
 typedef void columns(const uint8_t *planes, size_t width, unsigned used, size_t n, uint8_t *tile);
 
 /* ---- any processor ---------------------------------------------------------------------------------------------- */
@@ -156,7 +156,8 @@ FOR_AVX2 static void columns_avx2(const uint8_t *planes, size_t width, unsigned 
     const __m256i spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
     const __m256i own = _mm256_set1_epi64x((long long)0x8040201008040201);
     for (size_t at = 0; at < n; at += 16) {
-        __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+        const __m256i none = _mm256_setzero_si256();
+        __m256i sum[4] = {none, none, none, none};
         for (unsigned left = used; left; left &= left - 1) {
             const int bit = __builtin_ctz(left);
             const __m256i value = _mm256_set1_epi8((char)(1 << bit));

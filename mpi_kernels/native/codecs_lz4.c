@@ -5,8 +5,9 @@
  * literals, and the distance of the match as two bytes.  The last sequence has literals only.
  *
  * Speed is in the short sequences, so these are copied in whole vectors that may run past their end into bytes written
- * later anyhow; that is allowed only where the distance to the end of both buffers has been proven.  The last bytes of a
- * block go the exact way.  Each byte of the input is read once, so a file that changes meanwhile changes only the result.
+ * later anyhow; that is allowed only where the distance to the end of both buffers has been proven.  The last bytes of
+ * a block go the exact way.  Each byte that steers is read once, so a file that changes meanwhile changes the
+ * result, and nothing else.
  */
 #include "codecs.h"
 
@@ -28,8 +29,9 @@ static inline void copy16(uint8_t *to, const uint8_t *from)
     memcpy(to, a, 16);
 }
 
-/* For a distance o below 8: the bytes that repeat, the factor that repeats them, and the bytes of whole periods in 8. */
-static const uint64_t repeats_of[8] = {0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
+/* For a distance below 8: the bytes that repeat, the factor that repeats them, and the bytes of whole periods in 8. */
+static const uint64_t repeats_of[8] = {0,          0xFF,         0xFFFF,         0xFFFFFF,
+                                       0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF};
 static const uint64_t repeated_by[8] = {0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001,
                                         0x0000000100000001, 0x0000010000000001, 0x0001000000000001, 0x0100000000000001};
 static const uint8_t whole_in_8[8] = {0, 8, 8, 6, 8, 5, 6, 7};

@@ -32,9 +32,12 @@ struct nat_visit {
     const uint8_t *frame[QUAD];
     size_t vectors;
     const uint8_t *weights; /* of these columns: vector by vector, column by column */
+    const uint8_t *extra;   /* of columns with float weights in the same call */
+    uint64_t *extra_out[QUAD];
     void *sum;              /* lanes of this segment, or NULL */
     uint8_t *max;           /* of this segment, or NULL */
     uint64_t *out[QUAD];    /* words (int64 or double) to add each frame's columns to */
+    size_t ahead;           /* bytes from these frames to those to be fetched into cache meanwhile; 0: none */
     uint32_t bias;          /* to flip the highest bits of 16-bit cells, or 0 */
     uint32_t top;           /* largest cell (uint32: pixel) of the call, as its bits */
 };
@@ -68,13 +71,16 @@ struct nat_ops {
     size_t width;            /* columns of one call at most */
     int digit8, digit16;     /* largest weight */
     int spread;              /* lanes of sums are in the order of the unpack instructions */
+    int prefetch;            /* even where one pass does everything */
     int mask_bits;           /* float masks are packed as bits, else as bytes 0 or 255 */
     void (*first)(int kind, size_t frames, size_t columns, struct nat_visit *visit);
     void (*more)(int kind, size_t frames, size_t columns, struct nat_visit *visit);
+    void (*both)(size_t frames, size_t columns, size_t extra, struct nat_visit *visit); /* or NULL */
     void (*weighted)(size_t frames, size_t columns, struct nat_visit *visit);
     size_t lane_bytes; /* of one bin of labels; 0: rows are filled directly */
     void (*labels)(int kind, const struct nat_labels *labels, const struct nat_segment *segment,
-                   const uint8_t *const *frames, size_t n, size_t cells, uint8_t *lanes, uint8_t *scratch, uint64_t *rows);
+                   const uint8_t *const *frames, size_t n, size_t cells, size_t ahead, uint8_t *lanes, uint8_t *scratch,
+                   uint64_t *rows);
     void (*spill)(int kind, const struct nat_labels *labels, size_t n, uint8_t *lanes, uint64_t *rows);
     void (*squares)(int kind, const uint8_t *const *frames, size_t n, size_t cells, uint64_t *low, uint64_t *high);
     void (*fold)(double *group, double *high, double *low, size_t n);
@@ -141,6 +147,7 @@ struct nat_pass {
     size_t label_count;
     struct nat_segment *segments;
     size_t segment_count, longest; /* vectors of the longest */
+    int merged; /* floats: masks and weights in one call */
     int masks_only;
     uint8_t **bits;
     size_t bit_count;

@@ -14,6 +14,8 @@ struct bundle {
     const uint8_t *frames[BUNDLE]; /* where the segment begins; beyond the n-th: the last one again */
     size_t n;
     int64_t row;
+    size_t stride;
+    int more; /* frames follow */
 };
 
 static uint64_t *words_of(const struct bundle *b, size_t frame)
@@ -39,6 +41,13 @@ static void count_full(struct bundle *b, size_t from, size_t frames, uint32_t to
         b->part->quality.saturated += pass->ops->full(pass->kind, b->frames[i], b->segment->vectors * pass->vector);
 }
 
+/* How far ahead a call for a few frames may fetch: the next ones, where they follow in memory and nobody else does. */
+static size_t ahead_of(const struct bundle *b, size_t from, size_t frames)
+{
+    int here = b->more || from + frames < b->n;
+    return b->segment->tail || b->part->pass->label_count || !here ? 0 : frames * b->stride;
+}
+
 /* Columns of pass `i` of the main set, for the frames of one call. */
 static void main_pass(struct bundle *b, size_t i, size_t from, size_t frames)
 {
@@ -54,12 +63,21 @@ static void main_pass(struct bundle *b, size_t i, size_t from, size_t frames)
         visit.out[f] = words_of(b, from + f) + column;
     }
     visit.weights = weights_of(&pass->main, i, !i, cell);
+    if (i + 1 == pass->main.passes && (!pass->weighted.passes || pass->merged || part->widened) && (i || pass->ops->prefetch))
+        visit.ahead = ahead_of(b, from, frames);
     if (i) {
         pass->ops->more(pass->kind, frames, pass->main.width[i], &visit);
         return;
     }
     visit.max = part->max ? part->max + cell * pass->cell_bytes : NULL;
     visit.sum = part->sum ? (uint8_t *)part->sum + cell * (pass->kind == NAT_F32 ? 8 : 4) : NULL;
+    if (pass->merged) {
+        visit.extra = weights_of(&pass->weighted, 0, 0, cell);
+        for (size_t f = 0; f < frames; f++)
+            visit.extra_out[f] = words_of(b, from + f) + pass->main.count;
+        pass->ops->both(frames, pass->main.count, pass->weighted.count, &visit);
+        return;
+    }
     pass->ops->first(pass->kind, frames, pass->main.width[0], &visit);
     count_full(b, from, frames, visit.top);
 }
@@ -81,6 +99,7 @@ static void weighted_passes(struct bundle *b, size_t from, size_t frames)
     }
     for (size_t i = 0; i < pass->weighted.passes; i++) {
         visit.weights = weights_of(&pass->weighted, i, 0, b->segment->vector * pass->vector);
+        visit.ahead = part->widened || i + 1 < pass->weighted.passes ? 0 : ahead_of(b, from, frames);
         pass->ops->weighted(frames, pass->weighted.width[i], &visit);
         for (size_t f = 0; f < frames; f++)
             visit.out[f] += pass->weighted.width[i];
@@ -111,7 +130,7 @@ static void columns(struct bundle *b)
             frames = b->n - i < quad ? 1 : quad;
             for (size_t k = stream ? outer : 0; k < (stream ? outer + 1 : set->passes); k++)
                 main_pass(b, k, i, frames);
-            if (!outer && pass->weighted.count)
+            if (!outer && pass->weighted.count && !pass->merged)
                 weighted_passes(b, i, frames);
         }
 }
@@ -152,12 +171,13 @@ static void labels_add(struct bundle *b)
 {
     const nat_pass *pass = b->part->pass;
     const size_t cells = b->segment->tail ? b->segment->tail / pass->cell_bytes : b->segment->vectors * pass->vector;
+    const size_t ahead = b->more && !b->segment->tail ? b->n * b->stride : 0;
     uint8_t *lanes = b->part->lanes;
     for (size_t i = 0; i < pass->label_count; i++) {
         const struct nat_labels *set = &pass->labels[i];
         pass->ops->labels(pass->kind, set, b->segment, b->frames, b->n,
-                          pass->ops->lane_bytes ? b->segment->vectors * pass->vector : cells, lanes, b->part->scratch,
-                          rows_of(set, b->row));
+                          pass->ops->lane_bytes ? b->segment->vectors * pass->vector : cells, i ? 0 : ahead, lanes,
+                          b->part->scratch, rows_of(set, b->row));
         lanes += set_lane_bytes(pass, set);
     }
 }
@@ -254,10 +274,10 @@ static void look_at(struct bundle *b, const struct nat_segment *segment, const u
         b->frames[f] = b->frames[b->n - 1];
 }
 
-static void add_bundle(nat_part *part, const uint8_t *frames, size_t stride, size_t n, int64_t row)
+static void add_bundle(nat_part *part, const uint8_t *frames, size_t stride, size_t n, int64_t row, int more)
 {
     const nat_pass *pass = part->pass;
-    struct bundle b = {.part = part, .n = n, .row = row};
+    struct bundle b = {.part = part, .n = n, .row = row, .stride = stride, .more = more};
     size_t held = 0; /* cells in the lanes of labels */
     memset(part->words, 0, n * (pass->main.count + pass->weighted.count) * sizeof *part->words);
     labels_begin(&b);
@@ -296,7 +316,7 @@ int nat_add(nat_pass *pass, nat_part *part, const void *frames, size_t stride, i
         } else if (part->frames + now > LANE_FRAMES) {
             nat_part_flush(part);
         }
-        add_bundle(part, at, stride, (size_t)now, row);
+        add_bundle(part, at, stride, (size_t)now, row, n > now);
         part->frames += now;
         at += (size_t)now * stride;
         row += now;

@@ -67,6 +67,9 @@ static inline __attribute__((always_inline)) V v_gather(const uint8_t *const *fr
     return _mm256_inserti128_si256(v, _mm_loadu_si128((const void *)(frames[row + 4] + at)), 1);
 }
 
+/* Sixteen registers are just enough if each product is added at once: left alone, the compiler makes all products
+ * first and keeps the sums in memory. */
+#define KEEP(v) __asm__("" : "+x"(v))
 #define OPS nat_avx2
 #define NAME "avx2"
 #define DIGIT8 64

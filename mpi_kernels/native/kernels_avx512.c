@@ -68,6 +68,7 @@ static inline __attribute__((always_inline)) V v_gather(const uint8_t *const *fr
     return _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(frames[row + 12] + at)), 3);
 }
 
+#define KEEP(v) __asm__("" : "+v"(v))
 #define OPS nat_avx512
 #define NAME "avx512"
 #define DIGIT8 127

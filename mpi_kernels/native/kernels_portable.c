@@ -155,10 +155,10 @@ static void weighted(size_t frames, size_t count, struct nat_visit *visit)
     }
 
 static void add_labels(int kind, const struct nat_labels *set, const struct nat_segment *segment,
-                       const uint8_t *const *frames, size_t n, size_t cells, uint8_t *lanes, uint8_t *scratch,
-                       uint64_t *rows)
+                       const uint8_t *const *frames, size_t n, size_t cells, size_t ahead, uint8_t *lanes,
+                       uint8_t *scratch, uint64_t *rows)
 {
-    (void)lanes, (void)scratch;
+    (void)ahead, (void)lanes, (void)scratch;
     size_t per = kind == NAT_U32 ? 2 : 1, count = cells / per;
     const int32_t *labels = set->labels + segment->vector * VECTOR / per;
     switch (kind) {

@@ -88,6 +88,15 @@ INLINE void add_lanes(int kind, int frames, const V *x, int32_t *lanes)
     v_store(lanes + step, high);
 }
 
+/* Ask for the frames that come next while there is work on these: the machine's own prefetching ends with a page, and
+ * with every pass.  A prefetch never faults, so nobody minds where the buffer ends. */
+INLINE void fetch(const struct nat_visit *visit, int frames, size_t at)
+{
+    if (visit->ahead && (VB == 64 || at % 64 == 0))
+        UNROLL for (int i = 0; i < frames; i++)
+            _mm_prefetch((const char *)visit->frame[i] + visit->ahead + at, _MM_HINT_T1);
+}
+
 /* Whole numbers.  `first`: column 0 is the total, and sums and maxima of pixels are kept as well. */
 INLINE void whole(const int kind, const int first, const int frames, const int columns, struct nat_visit *visit)
 {
@@ -102,6 +111,7 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
         UNROLL for (int k = 0; k < columns; k++)
             sums[i][k] = v_zero();
     for (size_t v = 0; v < visit->vectors; v++) {
+        fetch(visit, frames, v * VB);
         UNROLL for (int i = 0; i < frames; i++)
             x[i] = v_load(visit->frame[i] + v * VB);
         V best = x[0];
@@ -123,13 +133,20 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
             if (lanes)
                 add_lanes(kind, frames, x, lanes + v * (kind == NAT_U8 ? VB : VB / 2));
             UNROLL for (int i = 0; i < frames; i++)
+            {
                 sums[i][0] = dot(kind, sums[i][0], x[i], ones);
+                KEEP(sums[i][0]);
+            }
         }
         UNROLL for (int k = first; k < columns; k++, weights += VB)
         {
-            const V w = v_load(weights);
+            V w = v_load(weights);
+            KEEP(w);
             UNROLL for (int i = 0; i < frames; i++)
+            {
                 sums[i][k] = dot(kind, sums[i][k], x[i], w);
+                KEEP(sums[i][k]);
+            }
         }
     }
     UNROLL for (int i = 0; i < frames; i++)
@@ -139,18 +156,29 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
         visit->top = top_of(kind, top);
 }
 
-/* Floats under masks. */
-INLINE void masked(const int first, const int frames, const int columns, struct nat_visit *visit)
+/* One vector of floats of each frame into the running maxima. */
+INLINE void add_max(int frames, const struct nat_visit *visit, size_t v)
+{
+    float *max = (float *)visit->max + v * (VB / 4);
+    F best = f_load((const float *)visit->frame[0] + v * (VB / 4));
+    UNROLL for (int i = 1; i < frames; i++)
+        best = f_max(f_load((const float *)visit->frame[i] + v * (VB / 4)), best);
+    f_store(max, f_max(best, f_load(max)));
+}
+
+/* Floats under masks, and `extra` columns with weights. */
+INLINE void masked(const int first, const int frames, const int columns, const int extra, struct nat_visit *visit)
 {
     const size_t half = MASK_BITS ? VB / 64 : VB / 8; /* bytes of a column's mask for one vector of doubles */
     const uint8_t *weights = visit->weights;
+    const double *more = (const double *)visit->extra;
     double *group = visit->sum;
-    float *max = (float *)visit->max;
     D sums[FRAMES][COLUMNS], x[FRAMES];
     UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
+        UNROLL for (int k = 0; k < columns + extra; k++)
             sums[i][k] = d_zero();
     for (size_t v = 0; v < visit->vectors; v++) {
+        fetch(visit, frames, v * VB);
         UNROLL for (size_t h = 0; h < 2; h++)
         {
             const size_t at = v * (VB / 4) + h * (VB / 8);
@@ -164,25 +192,38 @@ INLINE void masked(const int first, const int frames, const int columns, struct 
             }
             if (first)
                 UNROLL for (int i = 0; i < frames; i++)
+                {
                     sums[i][0] = d_add(sums[i][0], x[i]);
+                    KEEP(sums[i][0]);
+                }
             UNROLL for (int k = first; k < columns; k++)
             {
                 const M mask = m_load(weights + (size_t)(k - first) * 2 * half + h * half);
                 UNROLL for (int i = 0; i < frames; i++)
+                {
                     sums[i][k] = d_add_masked(sums[i][k], mask, x[i]);
+                    KEEP(sums[i][k]);
+                }
+            }
+            UNROLL for (int k = 0; k < extra; k++)
+            {
+                const D w = d_load(more + (size_t)k * (VB / 4) + h * (VB / 8));
+                const M mask = m_nonzero(w);
+                UNROLL for (int i = 0; i < frames; i++)
+                {
+                    sums[i][columns + k] = d_fma_masked(sums[i][columns + k], mask, x[i], w);
+                    KEEP(sums[i][columns + k]);
+                }
             }
         }
         weights += (size_t)(columns - first) * 2 * half;
-        if (first && max) {
-            F best = f_load((const float *)visit->frame[0] + v * (VB / 4));
-            UNROLL for (int i = 1; i < frames; i++)
-                best = f_max(f_load((const float *)visit->frame[i] + v * (VB / 4)), best);
-            f_store(max + v * (VB / 4), f_max(best, f_load(max + v * (VB / 4))));
-        }
+        more = extra ? more + (size_t)extra * (VB / 4) : more;
+        if (first && visit->max)
+            add_max(frames, visit, v);
     }
     UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
-            ((double *)visit->out[i])[k] += total_d(sums[i][k]);
+        UNROLL for (int k = 0; k < columns + extra; k++)
+            *(double *)(k < columns ? visit->out[i] + k : visit->extra_out[i] + (k - columns)) += total_d(sums[i][k]);
 }
 
 /* Floats with weights; where a weight is zero, the pixel does not count, whatever it is. */
@@ -194,6 +235,7 @@ INLINE void multiplied(const int frames, const int columns, struct nat_visit *vi
         UNROLL for (int k = 0; k < columns; k++)
             sums[i][k] = d_zero();
     for (size_t v = 0; v < visit->vectors; v++) {
+        fetch(visit, frames, v * VB);
         UNROLL for (size_t h = 0; h < 2; h++)
         {
             UNROLL for (int i = 0; i < frames; i++)
@@ -203,7 +245,10 @@ INLINE void multiplied(const int frames, const int columns, struct nat_visit *vi
                 const D w = d_load(weights + (size_t)k * (VB / 4) + h * (VB / 8));
                 const M mask = m_nonzero(w);
                 UNROLL for (int i = 0; i < frames; i++)
+                {
                     sums[i][k] = d_fma_masked(sums[i][k], mask, x[i], w);
+                    KEEP(sums[i][k]);
+                }
             }
         }
         weights += (size_t)columns * (VB / 4);
@@ -225,10 +270,10 @@ typedef void (*kernel)(struct nat_visit *visit);
     KERNEL(first_8_##F##_##K, whole(NAT_U8, 1, F, K, visit))                                                           \
     KERNEL(first_16_##F##_##K, whole(NAT_U16, 1, F, K, visit))                                                         \
     KERNEL(first_32_##F##_##K, whole(NAT_U32, 1, F, K, visit))                                                         \
-    KERNEL(first_f_##F##_##K, masked(1, F, K, visit))                                                                  \
+    KERNEL(first_f_##F##_##K, masked(1, F, K, 0, visit))                                                                  \
     KERNEL(more_8_##F##_##K, whole(NAT_U8, 0, F, K, visit))                                                            \
     KERNEL(more_16_##F##_##K, whole(NAT_U16, 0, F, K, visit))                                                          \
-    KERNEL(more_f_##F##_##K, masked(0, F, K, visit))                                                                   \
+    KERNEL(more_f_##F##_##K, masked(0, F, K, 0, visit))                                                                  \
     KERNEL(weighted_##F##_##K, multiplied(F, K, visit))
 #define ALL_KERNELS(F) KERNELS(F, 1) KERNELS(F, 2) KERNELS(F, 3) KERNELS(F, 4) KERNELS(F, 5) KERNELS(F, 6)
 #define ROW(NAME, F)                                                                                                   \
@@ -260,6 +305,27 @@ static void more(int kind, size_t frames, size_t columns, struct nat_visit *visi
     more_kernels[kind][frames > 1][columns](visit);
 }
 
+#define BOTH(F, K, X) KERNEL(both_##F##_##K##_##X, masked(1, F, K, X, visit))
+#define ALL_BOTH(F)                                                                                                    \
+    BOTH(F, 1, 1) BOTH(F, 2, 1) BOTH(F, 3, 1) BOTH(F, 4, 1) BOTH(F, 5, 1)                                              \
+    BOTH(F, 1, 2) BOTH(F, 2, 2) BOTH(F, 3, 2) BOTH(F, 4, 2)
+#define BOTH_ROWS(F)                                                                                                   \
+    {{NULL, both_##F##_1_1, both_##F##_2_1, both_##F##_3_1, both_##F##_4_1, both_##F##_5_1},                           \
+     {NULL, both_##F##_1_2, both_##F##_2_2, both_##F##_3_2, both_##F##_4_2, NULL}}
+ALL_BOTH(1)
+#if FRAMES == 2
+ALL_BOTH(2)
+static const kernel both_kernels[2][2][COLUMNS] = {BOTH_ROWS(1), BOTH_ROWS(2)};
+#else
+ALL_BOTH(4)
+static const kernel both_kernels[2][2][COLUMNS] = {BOTH_ROWS(1), BOTH_ROWS(4)};
+#endif
+
+static void both(size_t frames, size_t columns, size_t extra, struct nat_visit *visit)
+{
+    both_kernels[frames > 1][extra - 1][columns](visit);
+}
+
 static void weighted(size_t frames, size_t columns, struct nat_visit *visit)
 {
     weighted_kernels[frames > 1][columns](visit);
@@ -267,9 +333,12 @@ static void weighted(size_t frames, size_t columns, struct nat_visit *visit)
 
 /* ---- labels: words of 32 bits of several frames are transposed, then whole vectors are added bin by bin ---- */
 
-INLINE void transpose(const uint8_t *const *frames, size_t at, size_t words, V bias, uint8_t *scratch)
+INLINE void transpose(const uint8_t *const *frames, size_t at, size_t words, size_t ahead, V bias, uint8_t *scratch)
 {
     for (size_t w = 0; w < words; w += 4, at += 16, scratch += 4 * VB) {
+        if (ahead && w % 16 == 0)
+            UNROLL for (size_t i = 0; i < STEP; i++)
+                _mm_prefetch((const char *)frames[i] + ahead + at, _MM_HINT_T1);
         const V a = v_xor(v_gather(frames, 0, at), bias), b = v_xor(v_gather(frames, 1, at), bias);
         const V c = v_xor(v_gather(frames, 2, at), bias), d = v_xor(v_gather(frames, 3, at), bias);
         const V ab = v_low32(a, b), cd = v_low32(c, d), AB = v_high32(a, b), CD = v_high32(c, d);
@@ -298,36 +367,37 @@ INLINE void run_steps(int kind, const struct nat_step *step, const struct nat_st
 
 /* Lanes hold, for every STEP frames of the bundle, a vector for each bin (floats: two). */
 INLINE void labelled(int kind, const struct nat_labels *labels, const struct nat_segment *segment,
-                     const uint8_t *const *frames, size_t n, size_t words, uint8_t *lanes, uint8_t *scratch)
+                     const uint8_t *const *frames, size_t n, size_t words, size_t ahead, uint8_t *lanes,
+                     uint8_t *scratch)
 {
     const V bias = v_set32(kind == NAT_U16 || kind == NAT_U32 ? (int32_t)0x80008000u : 0);
     const size_t room = labels->bins * VB * (kind == NAT_F32 ? 2 : 1);
     for (size_t i = 0; i < n; i += STEP, lanes += room, frames += STEP) {
         const size_t *tile = labels->tile + segment->tile;
         for (size_t word = 0; word < words; word += TILE, tile++) {
-            transpose(frames, word * 4, words - word < TILE ? words - word : TILE, bias, scratch);
+            transpose(frames, word * 4, words - word < TILE ? words - word : TILE, ahead, bias, scratch);
             run_steps(kind, labels->steps + tile[0], labels->steps + tile[1], scratch, lanes);
         }
     }
 }
 
 static void add_labels(int kind, const struct nat_labels *labels, const struct nat_segment *segment,
-                       const uint8_t *const *frames, size_t n, size_t cells, uint8_t *lanes, uint8_t *scratch,
-                       uint64_t *rows)
+                       const uint8_t *const *frames, size_t n, size_t cells, size_t ahead, uint8_t *lanes,
+                       uint8_t *scratch, uint64_t *rows)
 {
     (void)rows;
     switch (kind) {
     case NAT_U8:
-        labelled(NAT_U8, labels, segment, frames, n, cells / 4, lanes, scratch);
+        labelled(NAT_U8, labels, segment, frames, n, cells / 4, ahead, lanes, scratch);
         break;
     case NAT_I16:
-        labelled(NAT_I16, labels, segment, frames, n, cells / 2, lanes, scratch);
+        labelled(NAT_I16, labels, segment, frames, n, cells / 2, ahead, lanes, scratch);
         break;
     case NAT_F32:
-        labelled(NAT_F32, labels, segment, frames, n, cells, lanes, scratch);
+        labelled(NAT_F32, labels, segment, frames, n, cells, ahead, lanes, scratch);
         break;
     default:
-        labelled(NAT_U16, labels, segment, frames, n, cells / 2, lanes, scratch);
+        labelled(NAT_U16, labels, segment, frames, n, cells / 2, ahead, lanes, scratch);
     }
 }
 
@@ -357,9 +427,11 @@ const struct nat_ops OPS = {
     .digit8 = DIGIT8,
     .digit16 = 127,
     .spread = 1,
+    .prefetch = VB < 64,
     .mask_bits = MASK_BITS,
     .first = first,
     .more = more,
+    .both = both,
     .weighted = weighted,
     .lane_bytes = BUNDLE * 4,
     .labels = add_labels,

@@ -403,6 +403,8 @@ int nat_weights_pack(nat_pass *pass)
     pass->main.vector = pass->vector;
     pass->weighted.vector = pass->ops->vector[NAT_F32]; /* a vector of bytes or shorts is several of floats */
     pass->weighted.unit = pass->weighted.vector * sizeof(double);
+    pass->merged = !is_whole(pass) && pass->ops->both && pass->weighted.count && pass->weighted.count <= 2 &&
+                   pass->main.count + pass->weighted.count <= pass->ops->width;
     int error = cut(pass);
     if (!error)
         error = pack(pass, &pass->main, 1);

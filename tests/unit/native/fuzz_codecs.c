@@ -1,10 +1,11 @@
 /* Mutants of compressed records against the decoders, under the sanitizers: fuzz_codecs SEEDS MUTANTS SEED
  *
  * SEEDS holds records as test_codecs.py writes them: four little-endian uint32 (codec, element, decoded bytes, stored
- * bytes) and the stored bytes.  Every mutant is decoded from, into and with buffers of exactly the size that the decoder
- * was told, in turn on the heap (the address sanitizer sees both sides of each) and against pages that can't be touched
- * (which also stop vector instructions that the sanitizer does not know).  What decodes must do so to the same pixels
- * with every instruction set and whatever lay in the buffers before, and sums over masks must be those of its pixels.
+ * bytes) and the stored bytes.  Every mutant is decoded from, into and with buffers of exactly the size that the
+ * decoder was told, in turn on the heap (the address sanitizer sees both sides of each) and against pages that can't be
+ * touched (which also stop vector instructions that the sanitizer does not know).  What decodes must do so to the same
+ * pixels with every instruction set and whatever lay in the buffers before, and sums over masks must be those of its
+ * pixels.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,8 +90,9 @@ static void store_big(uint8_t *at, uint64_t value, int bytes)
 
 static uint64_t lie(uint64_t truth)
 {
-    const uint64_t lies[] = {0, 1, 7, 8, 9, truth - 1, truth + 1, truth * 2, truth / 2, 255, 0xFFFF, 0x7FFFFFFF, 0x80000000,
-                             0xFFFFFFFF, (uint64_t)1 << 63, UINT64_MAX, UINT64_MAX - 7, 64, 4096, 8192, truth & ~(uint64_t)7};
+    const uint64_t lies[] = {0, 1, 7, 8, 9, 64, 255, 4096, 8192, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
+                             (uint64_t)1 << 63, UINT64_MAX, UINT64_MAX - 7, truth - 1, truth + 1, truth * 2, truth / 2,
+                             truth & ~(uint64_t)7};
     return lies[draw(sizeof lies / sizeof *lies)];
 }
 
@@ -131,7 +133,8 @@ static void mutate(struct record *m)
         store_big(m->data + head, lie(load_big32(m->data + head)), 4);
         break;
     case 8: /* other decoded bytes, and a header that agrees */
-        m->out_bytes = (uint32_t)(draw(4) ? m->out_bytes + draw(65) - 32 : draw(2 * m->out_bytes + 1)) % (MOST_BYTES / 2);
+        m->out_bytes = (uint32_t)(draw(4) ? m->out_bytes + draw(65) - 32 : draw(2 * m->out_bytes + 1));
+        m->out_bytes %= MOST_BYTES / 2;
         store_big(m->data, m->out_bytes, 8);
         break;
     case 9: /* a distance of 0, or before the start, or a short one */
@@ -203,8 +206,9 @@ static void check_masks(const struct record *m, const uint8_t *known, int where,
         for (size_t j = 0; i && j < bytes; j++)
             mask[i].at[j] = (uint8_t)draw(256);
     }
-    int rc = nat_decode_masks_with(any_set(), m->element, in.at, m->n, m->out_bytes, masks, k, sums, &full,
-                                   get(&scratch, nat_scratch_bytes(NAT_BITSHUFFLE_LZ4, m->element, m->out_bytes), where, 1));
+    const size_t room = nat_scratch_bytes(NAT_BITSHUFFLE_LZ4, m->element, m->out_bytes);
+    const int rc = nat_decode_masks_with(any_set(), m->element, in.at, m->n, m->out_bytes, masks, k, sums, &full,
+                                         get(&scratch, room, where, 1));
     if ((rc == 0) != (known != NULL))
         fail("sums and pixels do not agree that the record is good", mutant);
     for (size_t i = 0; known && i < pixels; i++) {
