@@ -204,9 +204,13 @@ static PyObject *perform(struct nat_feed *feed, struct feed_call *call, PyObject
     }
     call->feed = feed;
     if (call->start < call->stop) {
+        Py_BEGIN_ALLOW_THREADS
         feed_begin(call);
+        Py_END_ALLOW_THREADS
         wait_for(call, progress);
+        Py_BEGIN_ALLOW_THREADS
         feed_end(call);
+        Py_END_ALLOW_THREADS
     }
     pthread_mutex_unlock(&feed->busy);
     if (PyErr_Occurred())

@@ -46,7 +46,7 @@ def cut():
     os.truncate(path, keep)
     global ended
     ended = True
-threading.Thread(target=cut).start()
+threading.Thread(target=cut, daemon=True).start()
 while True:
     last = ended
     try:
@@ -70,6 +70,54 @@ def test_a_file_that_is_cut_off_while_it_is_mapped(tmp_path: Path, keep: int) ->
         assert keep // 65536 <= int(frame) < 2048
         assert message.endswith("bytes early") or message == "can't be read: Input/output error"
     assert int(errors[-1][0]) == keep // 65536
+
+
+WITHIN_A_PAGE = """
+import os, sys, threading, time
+import numpy as np
+from mpi_kernels.contract import Header
+from mpi_kernels.errors import MissingData
+from mpi_kernels.feed import Feed
+from mpi_kernels.layout import Layout
+
+path, size = sys.argv[1], 1 << 25
+ones = b"\\x01" * size
+with open(path, "wb") as file:
+    file.write(ones)
+# one large frame: most cuts come while it is read
+head = Header(format="t", kind="stack", scan_shape=(1,), det_shape=(4096, 8192), dtype="uint8", members=(), rule="exact")
+feed = Feed(head, Layout(files=(path,), dtype="|u1", payload=size), reading="mmap", threads=1)
+out = np.zeros((1, 4096, 8192), np.uint8)
+seen = threading.Event()
+done = False
+def cut():
+    global done
+    for i in range(30):
+        time.sleep(0.002)
+        os.truncate(path, size - 2077)
+        seen.wait(10)
+        with open(path, "r+b") as file:
+            file.seek(size - 2077)
+            file.write(ones[:2077])
+        seen.clear()
+    done = True
+threading.Thread(target=cut, daemon=True).start()
+while not done:
+    try:
+        feed.frames(0, 1, out)
+    except MissingData as error:
+        assert error.frame == 0, error
+        seen.set()
+    else:
+        assert out[0, -1].all()
+"""
+
+
+def test_a_file_that_is_cut_off_within_a_page_gives_no_zeros(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHIN_A_PAGE, os.fspath(tmp_path / "data")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 FAULT = """
@@ -107,8 +155,8 @@ FOREIGN = FAULT.replace("feed.frames(0, 256, ", "pass; (0, 256, ").replace(
     """
 import threading, time
 with open(path, "wb") as file:
-    file.truncate(1 << 30)
-head = Header(format="t", kind="stack", scan_shape=(1024,), det_shape=(1024, 1024), dtype="uint8", members=(),
+    file.truncate(1 << 26)
+head = Header(format="t", kind="stack", scan_shape=(64,), det_shape=(1024, 1024), dtype="uint8", members=(),
               rule="exact")
 feed = Feed(head, Layout(files=(path,), dtype="|u1", payload=1 << 20), reading="mmap", threads=2)
 other = path + "-other"
@@ -117,10 +165,10 @@ with open(other, "wb") as file:
 with open(other, "rb") as file:
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 os.truncate(other, 0)
-out = np.zeros((1024, 1024, 1024), np.uint8)
+out = np.zeros((64, 1024, 1024), np.uint8)
 def work():
     while True:
-        feed.frames(0, 1024, out)
+        feed.frames(0, 64, out)
 threading.Thread(target=work, daemon=True).start()
 time.sleep(0.1)
 mapped[5000]

@@ -306,6 +306,23 @@ def test_frames_of_every_form_are_reduced(
     assert sums.it.quality()["saturated"] == saturated
 
 
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("dtype", ["|u1", "<u2", "<u4", ">u2"])
+def test_masks_on_the_bit_planes(tmp_path: Path, dtype: str, flagged: bool, dead: bool) -> None:
+    frames = counts(200, (16, 24), dtype)
+    if dead:
+        frames[20:, 3:9, 5] = np.iinfo(dtype).max  # the first frames have none, so that both ways are taken
+    flag = int(np.iinfo(dtype).max) if flagged else None
+    feed = Feed(header(frames), write(tmp_path, frames, Form(codec="bitshuffle-lz4", flag=flag)), threads=2)
+    sums = Sums(frames, 200, masks_only=True)
+    assert sums.it.masks_only
+    feed.add(sums.it, 0, 200, 0)
+    feed.close()
+    sums.check(np.where(frames == flag, 0, frames).astype(dtype) if flagged else frames)
+    assert sums.it.quality()["saturated"] == (180 * 6 if dead and not flagged else 0)
+
+
 @pytest.mark.parametrize(
     "form", [Form(), Form(record_frames=100, gap=8), Form(codec="bitshuffle-lz4", record_frames=7)]
 )
