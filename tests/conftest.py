@@ -1,8 +1,8 @@
 """What the tests may need from the machine, real input, and proof that no process outlives a test run.
 
 A need is a marker (``needs_mpi``, ``needs_strace``, ...).  Where it is missing, the test is skipped with the reason
-and the way to get it; a need that is named in ``EMFLOW_REQUIRE`` (comma list: ``mpi,strace,root,peers,data,native``) fails
-instead, so that CI can't go green by skipping.
+and the way to get it; a need that is named in ``EMFLOW_REQUIRE`` (comma list: ``mpi,strace,root,peers,data,native``)
+fails instead, so that CI can't go green by skipping.
 """
 
 from __future__ import annotations

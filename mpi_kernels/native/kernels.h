@@ -22,7 +22,7 @@
 #define QUAD 4               /* frames of one call of a kernel at most */
 #define WIDEST 8             /* columns of one call of a kernel at most */
 #define TILE 128             /* words of 32 bits that are transposed at a time for labels */
-#define SEGMENT_BYTES 32768  /* of one frame */
+#define SEGMENT_BYTES 32768  /* of one frame: a bundle of them fits a second-level cache */
 #define LANE_FRAMES 32768    /* frames that 32-bit lanes hold: 32768 * 32768 < 2**31 */
 #define PARTS 1024           /* threads at most */
 #define BIAS 32768
@@ -67,6 +67,7 @@ struct nat_segment {
 struct nat_ops {
     const char *name;
     size_t vector[5];        /* cells of a vector by kind */
+    size_t doubles;          /* cells that float columns are packed by */
     size_t quad;             /* frames of one call: this many, or 1 */
     size_t width;            /* columns of one call at most */
     int digit8, digit16;     /* largest weight */
@@ -89,7 +90,7 @@ struct nat_ops {
 };
 
 extern const struct nat_ops nat_portable;
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(NAT_PORTABLE_ONLY)
 #define NAT_X86 1
 extern const struct nat_ops nat_avx2, nat_avx512;
 #endif

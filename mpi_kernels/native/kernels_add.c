@@ -63,7 +63,8 @@ static void main_pass(struct bundle *b, size_t i, size_t from, size_t frames)
         visit.out[f] = words_of(b, from + f) + column;
     }
     visit.weights = weights_of(&pass->main, i, !i, cell);
-    if (i + 1 == pass->main.passes && (!pass->weighted.passes || pass->merged || part->widened) && (i || pass->ops->prefetch))
+    const int last = i + 1 == pass->main.passes && (!pass->weighted.passes || pass->merged || part->widened);
+    if (last && (i || pass->ops->prefetch))
         visit.ahead = ahead_of(b, from, frames);
     if (i) {
         pass->ops->more(pass->kind, frames, pass->main.width[i], &visit);

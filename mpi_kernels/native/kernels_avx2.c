@@ -15,7 +15,7 @@
 #define FRAMES 2
 #define COLUMNS 6
 typedef __m256i V;
-typedef __m256 F;
+typedef __m128 H;
 typedef __m256d D;
 typedef __m256d M;
 
@@ -42,9 +42,9 @@ typedef __m256d M;
 #define v_dot8(sum, a, b)                                                                                              \
     _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
 
-#define f_load(p) _mm256_loadu_ps(p)
-#define f_store(p, v) _mm256_storeu_ps(p, v)
-#define f_max(a, b) _mm256_max_ps(a, b) /* b where either is not a number */
+#define h_load(p) _mm_loadu_ps(p)
+#define h_store(p, v) _mm_storeu_ps(p, v)
+#define h_max(a, b) _mm_max_ps(a, b) /* b where either is not a number */
 
 #define d_load(p) _mm256_loadu_pd(p)
 #define d_store(p, v) _mm256_storeu_pd(p, v)

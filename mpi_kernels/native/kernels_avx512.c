@@ -16,7 +16,7 @@
 #define FRAMES 4
 #define COLUMNS 6
 typedef __m512i V;
-typedef __m512 F;
+typedef __m256 H;
 typedef __m512d D;
 typedef __mmask8 M;
 
@@ -41,9 +41,9 @@ typedef __mmask8 M;
 #define v_dot16(sum, a, b) _mm512_dpwssd_epi32(sum, a, b)
 #define v_dot8(sum, a, b) _mm512_dpbusd_epi32(sum, a, b)
 
-#define f_load(p) _mm512_loadu_ps(p)
-#define f_store(p, v) _mm512_storeu_ps(p, v)
-#define f_max(a, b) _mm512_max_ps(a, b) /* b where either is not a number */
+#define h_load(p) _mm256_loadu_ps(p)
+#define h_store(p, v) _mm256_storeu_ps(p, v)
+#define h_max(a, b) _mm256_max_ps(a, b) /* b where either is not a number */
 
 #define d_load(p) _mm512_loadu_pd(p)
 #define d_store(p, v) _mm512_storeu_pd(p, v)

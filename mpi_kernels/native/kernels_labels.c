@@ -16,7 +16,8 @@ int nat_pass_labels_add(nat_pass *pass, const int32_t *labels, int64_t regions, 
         return NAT_NO_MEMORY;
     pass->labels = all;
     struct nat_labels *set = &all[pass->label_count++];
-    *set = (struct nat_labels){.regions = regions, .out = out, .bins = (size_t)regions * (pass->kind == NAT_U32 ? 2 : 1)};
+    const size_t halves = pass->kind == NAT_U32 ? 2 : 1;
+    *set = (struct nat_labels){.regions = regions, .out = out, .bins = (size_t)regions * halves};
     set->labels = malloc(pass->pixels * sizeof *set->labels);
     set->start = calloc((size_t)regions + 1, sizeof *set->start);
     if (!set->labels || !set->start)

@@ -182,6 +182,7 @@ static void add_labels(int kind, const struct nat_labels *set, const struct nat_
 const struct nat_ops nat_portable = {
     .name = "portable",
     .vector = {VECTOR, VECTOR, VECTOR, VECTOR, VECTOR},
+    .doubles = VECTOR,
     .quad = 1,
     .width = WIDEST,
     .digit8 = 127,

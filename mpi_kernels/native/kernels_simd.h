@@ -90,12 +90,18 @@ INLINE void add_lanes(int kind, int frames, const V *x, int32_t *lanes)
 
 /* Ask for the frames that come next while there is work on these: the machine's own prefetching ends with a page, and
  * with every pass.  A prefetch never faults, so nobody minds where the buffer ends. */
-INLINE void fetch(const struct nat_visit *visit, int frames, size_t at)
+INLINE void fetch(const uint8_t *const *frame, int frames, size_t ahead, size_t at)
 {
-    if (visit->ahead && (VB == 64 || at % 64 == 0))
+    if (ahead && at % 64 == 0)
         UNROLL for (int i = 0; i < frames; i++)
-            _mm_prefetch((const char *)visit->frame[i] + visit->ahead + at, _MM_HINT_T1);
+            _mm_prefetch((const char *)frame[i] + ahead + at, _MM_HINT_T1);
 }
+
+/* The frames' addresses in registers: the compiler must take it that the sums written may lie over the visit. */
+#define LOCAL_FRAMES                                                                                                   \
+    const uint8_t *frame[FRAMES];                                                                                      \
+    const size_t ahead = visit->ahead, vectors = visit->vectors;                                                       \
+    UNROLL for (int i = 0; i < frames; i++) frame[i] = visit->frame[i];
 
 /* Whole numbers.  `first`: column 0 is the total, and sums and maxima of pixels are kept as well. */
 INLINE void whole(const int kind, const int first, const int frames, const int columns, struct nat_visit *visit)
@@ -110,10 +116,11 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
     UNROLL for (int i = 0; i < frames; i++)
         UNROLL for (int k = 0; k < columns; k++)
             sums[i][k] = v_zero();
-    for (size_t v = 0; v < visit->vectors; v++) {
-        fetch(visit, frames, v * VB);
+    LOCAL_FRAMES
+    for (size_t v = 0; v < vectors; v++) {
+        fetch(frame, frames, ahead, v * VB);
         UNROLL for (int i = 0; i < frames; i++)
-            x[i] = v_load(visit->frame[i] + v * VB);
+            x[i] = v_load(frame[i] + v * VB);
         V best = x[0];
         if (first && kind == NAT_U32)
             UNROLL for (int i = 1; i < frames; i++)
@@ -156,106 +163,82 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
         visit->top = top_of(kind, top);
 }
 
-/* One vector of floats of each frame into the running maxima. */
-INLINE void add_max(int frames, const struct nat_visit *visit, size_t v)
+/* Half a vector of floats of each frame into the running maxima. */
+INLINE void add_max(const uint8_t *const *frame, int frames, size_t at, float *max)
 {
-    float *max = (float *)visit->max + v * (VB / 4);
-    F best = f_load((const float *)visit->frame[0] + v * (VB / 4));
+    H best = h_load((const float *)frame[0] + at);
     UNROLL for (int i = 1; i < frames; i++)
-        best = f_max(f_load((const float *)visit->frame[i] + v * (VB / 4)), best);
-    f_store(max, f_max(best, f_load(max)));
+        best = h_max(h_load((const float *)frame[i] + at), best);
+    h_store(max, h_max(best, h_load(max)));
 }
 
-/* Floats under masks, and `extra` columns with weights. */
+/* Floats under masks, and `extra` columns with weights; where a weight is zero, the pixel does not count, whatever it
+ * is.  Half a vector of floats is a vector of doubles. */
 INLINE void masked(const int first, const int frames, const int columns, const int extra, struct nat_visit *visit)
 {
-    const size_t half = MASK_BITS ? VB / 64 : VB / 8; /* bytes of a column's mask for one vector of doubles */
+    const size_t half = VB / 8, unit = MASK_BITS ? VB / 64 : VB / 8; /* pixels, bytes of a mask */
     const uint8_t *weights = visit->weights;
     const double *more = (const double *)visit->extra;
     double *group = visit->sum;
+    float *max = (float *)visit->max;
     D sums[FRAMES][COLUMNS], x[FRAMES];
     UNROLL for (int i = 0; i < frames; i++)
         UNROLL for (int k = 0; k < columns + extra; k++)
             sums[i][k] = d_zero();
-    for (size_t v = 0; v < visit->vectors; v++) {
-        fetch(visit, frames, v * VB);
-        UNROLL for (size_t h = 0; h < 2; h++)
-        {
-            const size_t at = v * (VB / 4) + h * (VB / 8);
+    LOCAL_FRAMES
+    for (size_t at = 0; at < vectors * 2 * half; at += half) {
+        fetch(frame, frames, ahead, at * sizeof(float));
+        UNROLL for (int i = 0; i < frames; i++)
+            x[i] = d_widen((const float *)frame[i] + at);
+        if (first && group) {
+            D sum = d_load(group + at); /* frame after frame, so that the order does not depend on the calls */
             UNROLL for (int i = 0; i < frames; i++)
-                x[i] = d_widen((const float *)visit->frame[i] + at);
-            if (first && group) {
-                D sum = d_load(group + at); /* frame after frame, so that the order does not depend on the calls */
-                UNROLL for (int i = 0; i < frames; i++)
-                    sum = d_add(sum, x[i]);
-                d_store(group + at, sum);
-            }
-            if (first)
-                UNROLL for (int i = 0; i < frames; i++)
-                {
-                    sums[i][0] = d_add(sums[i][0], x[i]);
-                    KEEP(sums[i][0]);
-                }
-            UNROLL for (int k = first; k < columns; k++)
+                sum = d_add(sum, x[i]);
+            d_store(group + at, sum);
+        }
+        if (first && max)
+            add_max(frame, frames, at, max + at);
+        if (first)
+            UNROLL for (int i = 0; i < frames; i++)
             {
-                const M mask = m_load(weights + (size_t)(k - first) * 2 * half + h * half);
-                UNROLL for (int i = 0; i < frames; i++)
-                {
-                    sums[i][k] = d_add_masked(sums[i][k], mask, x[i]);
-                    KEEP(sums[i][k]);
-                }
+                sums[i][0] = d_add(sums[i][0], x[i]);
+                KEEP(sums[i][0]);
             }
-            UNROLL for (int k = 0; k < extra; k++)
+        UNROLL for (int k = first; k < columns; k++, weights += unit)
+        {
+            const M mask = m_load(weights);
+            UNROLL for (int i = 0; i < frames; i++)
             {
-                const D w = d_load(more + (size_t)k * (VB / 4) + h * (VB / 8));
-                const M mask = m_nonzero(w);
-                UNROLL for (int i = 0; i < frames; i++)
-                {
-                    sums[i][columns + k] = d_fma_masked(sums[i][columns + k], mask, x[i], w);
-                    KEEP(sums[i][columns + k]);
-                }
+                sums[i][k] = d_add_masked(sums[i][k], mask, x[i]);
+                KEEP(sums[i][k]);
             }
         }
-        weights += (size_t)(columns - first) * 2 * half;
-        more = extra ? more + (size_t)extra * (VB / 4) : more;
-        if (first && visit->max)
-            add_max(frames, visit, v);
+        UNROLL for (int k = columns; k < columns + extra; k++, more += half)
+        {
+            const D w = d_load(more);
+            const M mask = m_nonzero(w);
+            UNROLL for (int i = 0; i < frames; i++)
+            {
+                sums[i][k] = d_fma_masked(sums[i][k], mask, x[i], w);
+                KEEP(sums[i][k]);
+            }
+        }
     }
     UNROLL for (int i = 0; i < frames; i++)
         UNROLL for (int k = 0; k < columns + extra; k++)
-            *(double *)(k < columns ? visit->out[i] + k : visit->extra_out[i] + (k - columns)) += total_d(sums[i][k]);
+        {
+            uint64_t *out = k < columns ? visit->out[i] + k : visit->extra_out[i] + (k - columns);
+            *(double *)out += total_d(sums[i][k]);
+        }
 }
 
-/* Floats with weights; where a weight is zero, the pixel does not count, whatever it is. */
+/* Weights alone. */
 INLINE void multiplied(const int frames, const int columns, struct nat_visit *visit)
 {
-    const double *weights = (const double *)visit->weights;
-    D sums[FRAMES][COLUMNS], x[FRAMES];
+    visit->extra = visit->weights;
     UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
-            sums[i][k] = d_zero();
-    for (size_t v = 0; v < visit->vectors; v++) {
-        fetch(visit, frames, v * VB);
-        UNROLL for (size_t h = 0; h < 2; h++)
-        {
-            UNROLL for (int i = 0; i < frames; i++)
-                x[i] = d_widen((const float *)visit->frame[i] + v * (VB / 4) + h * (VB / 8));
-            UNROLL for (int k = 0; k < columns; k++)
-            {
-                const D w = d_load(weights + (size_t)k * (VB / 4) + h * (VB / 8));
-                const M mask = m_nonzero(w);
-                UNROLL for (int i = 0; i < frames; i++)
-                {
-                    sums[i][k] = d_fma_masked(sums[i][k], mask, x[i], w);
-                    KEEP(sums[i][k]);
-                }
-            }
-        }
-        weights += (size_t)columns * (VB / 4);
-    }
-    UNROLL for (int i = 0; i < frames; i++)
-        UNROLL for (int k = 0; k < columns; k++)
-            ((double *)visit->out[i])[k] += total_d(sums[i][k]);
+        visit->extra_out[i] = visit->out[i];
+    masked(0, frames, 0, columns, visit);
 }
 
 /* ---- one function for each number of frames and columns ---- */
@@ -270,10 +253,10 @@ typedef void (*kernel)(struct nat_visit *visit);
     KERNEL(first_8_##F##_##K, whole(NAT_U8, 1, F, K, visit))                                                           \
     KERNEL(first_16_##F##_##K, whole(NAT_U16, 1, F, K, visit))                                                         \
     KERNEL(first_32_##F##_##K, whole(NAT_U32, 1, F, K, visit))                                                         \
-    KERNEL(first_f_##F##_##K, masked(1, F, K, 0, visit))                                                                  \
+    KERNEL(first_f_##F##_##K, masked(1, F, K, 0, visit))                                                               \
     KERNEL(more_8_##F##_##K, whole(NAT_U8, 0, F, K, visit))                                                            \
     KERNEL(more_16_##F##_##K, whole(NAT_U16, 0, F, K, visit))                                                          \
-    KERNEL(more_f_##F##_##K, masked(0, F, K, 0, visit))                                                                  \
+    KERNEL(more_f_##F##_##K, masked(0, F, K, 0, visit))                                                                \
     KERNEL(weighted_##F##_##K, multiplied(F, K, visit))
 #define ALL_KERNELS(F) KERNELS(F, 1) KERNELS(F, 2) KERNELS(F, 3) KERNELS(F, 4) KERNELS(F, 5) KERNELS(F, 6)
 #define ROW(NAME, F)                                                                                                   \
@@ -422,6 +405,7 @@ static void spill(int kind, const struct nat_labels *labels, size_t n, uint8_t *
 const struct nat_ops OPS = {
     .name = NAME,
     .vector = {VB, VB / 2, VB / 2, VB / 2, VB / 4},
+    .doubles = VB / 8,
     .quad = FRAMES,
     .width = COLUMNS,
     .digit8 = DIGIT8,

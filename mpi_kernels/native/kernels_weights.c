@@ -399,10 +399,11 @@ static int cut(nat_pass *pass)
 
 int nat_weights_pack(nat_pass *pass)
 {
-    pass->main.unit = is_whole(pass) ? pass->vector * pass->cell_bytes : pass->vector / (pass->ops->mask_bits ? 8 : 1);
-    pass->main.vector = pass->vector;
-    pass->weighted.vector = pass->ops->vector[NAT_F32]; /* a vector of bytes or shorts is several of floats */
-    pass->weighted.unit = pass->weighted.vector * sizeof(double);
+    const size_t doubles = pass->ops->doubles;
+    pass->main.vector = is_whole(pass) ? pass->vector : doubles;
+    pass->main.unit = is_whole(pass) ? pass->vector * pass->cell_bytes : doubles / (pass->ops->mask_bits ? 8 : 1);
+    pass->weighted.vector = doubles;
+    pass->weighted.unit = doubles * sizeof(double);
     pass->merged = !is_whole(pass) && pass->ops->both && pass->weighted.count && pass->weighted.count <= 2 &&
                    pass->main.count + pass->weighted.count <= pass->ops->width;
     int error = cut(pass);

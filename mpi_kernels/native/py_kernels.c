@@ -108,8 +108,8 @@ static int get(PyObject *object, Py_buffer *buffer, int writable, const char *na
 static int check(const Py_buffer *buffer, const char *name, const char *type, int64_t items)
 {
     if (!is_type(buffer, type)) {
-        PyErr_Format(PyExc_TypeError, "%s: items '%.20s', not %c%c", name, buffer->format ? buffer->format : "B", type[0],
-                     type[1]);
+        const char *format = buffer->format ? buffer->format : "B";
+        PyErr_Format(PyExc_TypeError, "%s: items '%.20s', not %c%c", name, format, type[0], type[1]);
         return -1;
     }
     if (buffer->len / buffer->itemsize != items) {
@@ -184,7 +184,9 @@ static int want_masks(Pass *self, PyObject *item)
 {
     PyObject *weights, *out;
     Py_buffer buffer;
-    if (!PyArg_ParseTuple(item, "OO;masks are pairs (weights, out)", &weights, &out) || get(weights, &buffer, 0, "weights"))
+    if (!PyArg_ParseTuple(item, "OO;masks are pairs (weights, out)", &weights, &out))
+        return -1;
+    if (get(weights, &buffer, 0, "weights"))
         return -1;
     int type = weight_type(&buffer), failure = type < 0;
     const int64_t pixels = (int64_t)self->pass->pixels, count = buffer.ndim ? buffer.shape[0] : 0;
@@ -196,8 +198,8 @@ static int want_masks(Pass *self, PyObject *item)
         char letter = letter_of(&buffer);
         const char *sums = letter == 'f' ? "f8" : letter == 'i' && self->kind != NAT_F32 ? "i8" : whole_type(self);
         void *filled = output(self, out, "masks", sums, count * self->pass->rows);
-        failure = !filled ||
-                  failed(nat_pass_masks_add(self->pass, buffer.buf, (enum nat_weight)type, (size_t)count, filled), "masks");
+        const enum nat_weight weight = (enum nat_weight)type;
+        failure = !filled || failed(nat_pass_masks_add(self->pass, buffer.buf, weight, (size_t)count, filled), "masks");
     }
     PyBuffer_Release(&buffer);
     return failure ? -1 : 0;
@@ -304,8 +306,8 @@ static int init(Pass *self, PyObject *args, PyObject *named)
         PyErr_SetString(PyExc_RuntimeError, "a Pass is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, named, "s(LL)L|$sOOOOOO", names, &dtype, &height, &width, &rows, &kernel, &sum,
-                                     &squares, &max, &masks, &labels, &moments))
+    if (!PyArg_ParseTupleAndKeywords(args, named, "s(LL)L|$sOOOOOO", names, &dtype, &height, &width, &rows, &kernel,
+                                     &sum, &squares, &max, &masks, &labels, &moments))
         return -1;
     self->kind = kind_of(dtype);
     const struct nat_ops *ops = self->kind < 0 ? NULL : find_ops(kernel);
@@ -377,8 +379,8 @@ static PyObject *add(Pass *self, PyObject *args, PyObject *named)
     if (error == NAT_NO_MEMORY)
         return PyErr_NoMemory();
     if (error)
-        return PyErr_Format(PyExc_ValueError, "%lld frames from row %lld do not fit %lld rows, or %d threads", (long long)n,
-                            row, (long long)self->pass->rows, threads);
+        return PyErr_Format(PyExc_ValueError, "%lld frames from row %lld do not fit %lld rows, or %d threads",
+                            (long long)n, row, (long long)self->pass->rows, threads);
     return n < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -424,6 +426,24 @@ static PyObject *get_masks_only(Pass *self, void *unused)
     return made(self) ? PyBool_FromLong(self->pass->masks_only) : NULL;
 }
 
+static PyObject *get_mask_bits(Pass *self, void *unused)
+{
+    (void)unused;
+    const uint8_t *const *bits;
+    if (!made(self))
+        return NULL;
+    const int n = nat_pass_masks(self->pass, &bits);
+    PyObject *all = PyTuple_New(n);
+    for (int i = 0; all && i < n; i++) {
+        PyObject *one = PyBytes_FromStringAndSize((const char *)bits[i], (Py_ssize_t)(self->pass->pixels + 7) / 8);
+        if (one)
+            PyTuple_SET_ITEM(all, i, one);
+        else
+            Py_CLEAR(all);
+    }
+    return all;
+}
+
 static PyMethodDef pass_methods[] = {
     {"add", (PyCFunction)(void (*)(void))add, METH_VARARGS | METH_KEYWORDS,
      "add(frames, row, threads=1)\n\nAdd frames in C order; the first one is row `row`.  Calls wait for one another."},
@@ -436,7 +456,8 @@ static PyMethodDef pass_methods[] = {
 static PyGetSetDef pass_attributes[] = {
     {"kernel", (getter)get_kernel, NULL, "Instruction set in use.", NULL},
     {"group", (getter)get_group, NULL, "Frames whose floats are added together first.", NULL},
-    {"masks_only", (getter)get_masks_only, NULL, "Whether nothing but binary masks over unsigned pixels is wanted.", NULL},
+    {"masks_only", (getter)get_masks_only, NULL, "Whether only binary masks over unsigned pixels are wanted.", NULL},
+    {"mask_bits", (getter)get_mask_bits, NULL, "Bits of those masks, the total first; none if more is wanted.", NULL},
     {0}};
 
 static PyTypeObject pass_type = {

@@ -168,6 +168,16 @@ def test_masks_only(native: ModuleType) -> None:
     assert not native.Pass("uint8", (2, 2), 1).masks_only
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_bits_of_masks(native: ModuleType, kernel: str, dtype: str) -> None:
+    weights = np.random.default_rng(2).random((4, 77)) < 0.5
+    weights[2] = False
+    fused = native.Pass(dtype, (7, 11), 1, kernel=kernel, masks=[(weights, np.zeros((1, 4), np.uint64))])
+    whole = np.concatenate([np.ones((1, 77), bool), weights])
+    assert fused.mask_bits == tuple(np.packbits(m, bitorder="little").tobytes() for m in whole)
+    assert native.Pass(dtype, (7, 11), 1, kernel=kernel).mask_bits == ()
+
+
 READ_ONLY = np.zeros(4, np.uint64)
 READ_ONLY.flags.writeable = False
 ROWS, WEIGHTS, LABELS = np.zeros((3, 1), np.uint64), np.ones((1, 4), np.uint64), np.zeros(4, np.int32)
