@@ -22,6 +22,9 @@ READINGS = ("mmap", "read", "direct")
 CODECS = {"": 0, "bitshuffle-lz4": 1, "lz4": 2, "bitshuffle": 3}
 """As ``enum nat_codec`` of native/native.h counts them."""
 
+KINDS = {"uint8": 0, "uint16": 1, "uint32": 2, "int16": 3, "float32": 4}
+"""As ``enum nat_pixel`` of native/native.h counts them; other pixels fit no pass."""
+
 SHORT, IO, BAD_DATA, BAD_MARK, BAD_NUMBER, OVERFLOW = -3, -4, -2, -5, -6, -7
 """``enum nat_status`` of native/native.h."""
 
@@ -71,9 +74,7 @@ class Feed:
         self.layout = layout
         self.align = layout.record_frames
         self.threads = threads
-        chosen, self._why = (
-            choose(layout.files, compressed=bool(layout.codec)) if reading == "auto" else (reading, "as asked")
-        )
+        chosen, self._why = choose(layout) if reading == "auto" else (reading, "as asked")
         self.reading = chosen
         stored = np.dtype(layout.dtype)
         self._reader: Any = native.Reader(
@@ -92,6 +93,7 @@ class Feed:
             element=layout.element or stored.itemsize,
             pixel=stored.itemsize,
             swap=not stored.isnative,
+            kind=KINDS.get(header.dtype, -1),
             unsigned=stored.kind == "u" and stored.itemsize <= 4,
             flag=layout.flag,
             magic=layout.magic,

@@ -13,6 +13,8 @@
 /* Bytes of pixels that a thread takes at a time, and that are fetched at once: by a map for one call of the system, by
  * read into a buffer that stays in a core's second-level cache. */
 enum { UNIT_BYTES = 4 << 20, MAP_BYTES = 1 << 20, READ_BYTES = 256 << 10, LONGEST_UNIT_BYTES = 32 << 20 };
+/* No loop here keeps an array on its stack. */
+enum { STACK_BYTES = 1 << 20 };
 
 struct feed_failure feed_failed(int status, int64_t frame, int error, int64_t detail)
 {
@@ -155,6 +157,16 @@ static void *work(void *argument)
     return NULL;
 }
 
+int feed_thread(pthread_t *thread, void *(*run)(void *), void *argument)
+{
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, STACK_BYTES);
+    int error = pthread_create(thread, &small, run, argument);
+    pthread_attr_destroy(&small);
+    return error;
+}
+
 /* Threads that see no signal but those of their own faults: the others are the caller's to handle. */
 static int start(struct feed_call *call)
 {
@@ -172,7 +184,7 @@ static int start(struct feed_call *call)
         *w = (struct feed_worker){.call = call, .index = i, .file = -1, .fd = -1};
         if (call->pass && !(w->part = nat_pass_part(call->pass, i)))
             status = NAT_NO_MEMORY;
-        else if (pthread_create(&w->thread, NULL, work, w))
+        else if (feed_thread(&w->thread, work, w))
             break; /* the threads that there are do all of it */
         else
             call->running = ++call->workers;

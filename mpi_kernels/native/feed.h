@@ -19,11 +19,6 @@
 
 #include "native.h"
 
-struct _object;
-
-/* Of py_kernels.c: the pass inside a _native.Pass; NULL, with a TypeError, for anything else. */
-nat_pass *nat_pass_of(struct _object *object);
-
 enum { FEED_MAGIC = 64, FEED_NUMBER = 32, FEED_PAGE = 4096 };
 enum feed_reading { FEED_MMAP = 0, FEED_READ, FEED_DIRECT };
 
@@ -39,6 +34,7 @@ struct feed_layout {
     enum nat_codec codec;
     size_t element;
     size_t pixel; /* bytes */
+    int kind;     /* enum nat_pixel, or -1 */
     bool swap, flagged, countable; /* countable: unsigned, as stored: masks can be summed on the bit planes */
     uint64_t flag;
     uint8_t magic[FEED_MAGIC];
@@ -163,6 +159,8 @@ int feed_take(struct feed_worker *w, const struct feed_span *span, int64_t a, in
 int feed_hold(struct feed_worker *w, int file); /* a descriptor, or -errno */
 void feed_drop(struct feed_worker *w);
 int feed_grow(uint8_t **buffer, int64_t *bytes, int64_t wanted);
+
+int feed_thread(pthread_t *thread, void *(*run)(void *), void *argument); /* 0 or errno */
 
 struct feed_ring *feed_ring_new(void);
 int feed_ring_start(struct feed_call *call, bool wanted);

@@ -12,7 +12,8 @@
 
 #include "feed.h"
 
-enum { SLOTS = 4, SLOT_BYTES = 8 << 20, RING_BYTES = 32 << 20 };
+/* One is read, one is computed with, one lies between; requests of 8 MiB keep a disk busy. */
+enum { SLOTS = 3, SLOT_BYTES = 8 << 20, RING_BYTES = 24 << 20 };
 
 struct slot {
     uint8_t *buffer;
@@ -209,7 +210,7 @@ static int allocate(struct feed_call *call, struct feed_ring *ring)
 int feed_ring_start(struct feed_call *call, bool wanted)
 {
     struct feed_ring *ring = call->ring;
-    if (wanted && allocate(call, ring) == 0 && pthread_create(&ring->thread, NULL, reader, call) == 0)
+    if (wanted && allocate(call, ring) == 0 && feed_thread(&ring->thread, reader, call) == 0)
         return 0;
     pthread_mutex_lock(&call->lock);
     ring->ended = true;

@@ -167,6 +167,16 @@ size_t nat_frame_bytes(const nat_pass *pass)
     return pass->frame_bytes;
 }
 
+int64_t nat_pass_rows(const nat_pass *pass)
+{
+    return pass->rows;
+}
+
+int nat_pass_kind(const nat_pass *pass)
+{
+    return pass->kind;
+}
+
 int64_t nat_group(const nat_pass *pass)
 {
     return pass->group;

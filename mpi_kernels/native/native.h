@@ -22,6 +22,8 @@ typedef struct nat_pass nat_pass; /* the terms of a recipe and the arrays they f
 typedef struct nat_part nat_part; /* accumulators of one thread; they persist between calls until the pass is flushed */
 
 size_t nat_frame_bytes(const nat_pass *pass);
+int64_t nat_pass_rows(const nat_pass *pass); /* frames of this rank's share */
+int nat_pass_kind(const nat_pass *pass);     /* enum nat_pixel */
 
 /* Frames that one thread must see in order, beginning at rows that are multiples of it: the fixed groups in which
  * floats are summed, so that neither threads nor blocks change a bit.  A function of the frame's size alone. */

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "feed.h"
+#include "py_kernels.h"
 
 /* The caller looks this often whether a signal came; Ctrl-C must not wait for a read of a whole file. */
 enum { LOOK_MS = 50 };
@@ -91,7 +92,7 @@ static int Reader_init(Reader *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"files",   "frames", "frame_bytes", "record_frames", "payload",  "first",     "lead",
                             "tail",    "offsets", "file_of",    "sizes",         "codec",    "element",   "pixel",
-                            "swap",    "unsigned", "flag",      "magic",         "number",   "reading",   "threads",
+                            "swap",    "kind",   "unsigned", "flag",      "magic",         "number",   "reading",   "threads",
                             NULL};
     struct nat_feed *feed = &self->feed;
     struct feed_layout *l = &feed->layout;
@@ -103,9 +104,9 @@ static int Reader_init(Reader *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "a reader is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!LLLLLLLOOOinnppOy*Oii", names, &PyTuple_Type, &paths, &l->frames,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!LLLLLLLOOOinnpipOy*Oii", names, &PyTuple_Type, &paths, &l->frames,
                                      &l->frame_bytes, &l->record_frames, &l->payload, &l->first, &l->lead, &l->tail,
-                                     &offsets, &file_of, &sizes, &codec, &element, &pixel, &swap, &is_unsigned, &flag,
+                                     &offsets, &file_of, &sizes, &codec, &element, &pixel, &swap, &l->kind, &is_unsigned, &flag,
                                      &magic, &number, &reading, &threads))
         return -1;
     l->magic_bytes = magic.len;
@@ -125,7 +126,7 @@ static int Reader_init(Reader *self, PyObject *args, PyObject *kwargs)
         return -1;
     l->countable = is_unsigned && !l->swap && l->element == l->pixel;
     if (l->magic_bytes > FEED_MAGIC || l->files > INT32_MAX / 4 || threads < 1 || threads > 1024 || reading < FEED_MMAP ||
-        reading > FEED_DIRECT || codec < NAT_PLAIN || codec > NAT_LZ4 || l->record_frames < 1)
+        reading > FEED_DIRECT || codec < NAT_PLAIN || codec > NAT_BITSHUFFLE || l->record_frames < 1)
         return refuse("a number");
     feed->reading = (enum feed_reading)reading;
     feed->threads = threads;
@@ -192,7 +193,7 @@ static PyObject *perform(struct nat_feed *feed, struct feed_call *call, PyObject
         PyErr_SetString(PyExc_ValueError, "the reader is closed");
         return NULL;
     }
-    if (call->start < 0 || call->start > call->stop || call->stop > feed->layout.frames || call->row < 0) {
+    if (call->start < 0 || call->start > call->stop || call->stop > feed->layout.frames) {
         PyErr_Format(PyExc_ValueError, "frames %lld:%lld are not within 0:%lld", (long long)call->start,
                      (long long)call->stop, (long long)feed->layout.frames);
         return NULL;
@@ -203,9 +204,13 @@ static PyObject *perform(struct nat_feed *feed, struct feed_call *call, PyObject
     }
     call->feed = feed;
     if (call->start < call->stop) {
+        Py_BEGIN_ALLOW_THREADS
         feed_begin(call);
+        Py_END_ALLOW_THREADS
         wait_for(call, progress);
+        Py_BEGIN_ALLOW_THREADS
         feed_end(call);
+        Py_END_ALLOW_THREADS
     }
     pthread_mutex_unlock(&feed->busy);
     if (PyErr_Occurred())
@@ -225,11 +230,20 @@ static PyObject *Reader_add(Reader *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OLLL|O", &pass, &call.start, &call.stop, &call.row, &progress))
         return NULL;
     call.pass = nat_pass_of(pass);
-    if (!call.pass)
+    if (!call.pass) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "this Pass was never made");
         return NULL;
-    if ((int64_t)nat_frame_bytes(call.pass) != self->feed.layout.frame_bytes) {
-        PyErr_Format(PyExc_ValueError, "the pass takes frames of %zu bytes, the layout has %lld",
+    }
+    if (nat_pass_kind(call.pass) != self->feed.layout.kind ||
+        (int64_t)nat_frame_bytes(call.pass) != self->feed.layout.frame_bytes) {
+        PyErr_Format(PyExc_ValueError, "the pass takes other pixels, or frames of %zu bytes instead of %lld",
                      nat_frame_bytes(call.pass), (long long)self->feed.layout.frame_bytes);
+        return NULL;
+    }
+    if (call.row < 0 || call.stop - call.start > nat_pass_rows(call.pass) - call.row) {
+        PyErr_Format(PyExc_ValueError, "%lld frames from row %lld do not fit the %lld rows of the pass",
+                     (long long)(call.stop - call.start), (long long)call.row, (long long)nat_pass_rows(call.pass));
         return NULL;
     }
     return perform(&self->feed, &call, progress);

@@ -21,12 +21,26 @@ def plane(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
     good = np.isfinite(values)
     if not good.any():
         return np.zeros(values.shape), [0.0] * values.ndim
+    if good.all():
+        return _plane_of_all(values)
     positions = np.indices(values.shape, np.float64)
     positions -= positions[:, good].mean(axis=1).reshape(-1, *[1] * values.ndim)
     design = positions[:, good].T
     # an axis of one step has no slope: lstsq's smallest solution gives 0 there
     slopes = np.linalg.lstsq(design, values[good] - values[good].mean(), rcond=None)[0]
     return np.tensordot(slopes, positions, axes=1), [float(s) for s in slopes]
+
+
+def _plane_of_all(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """The same where every position counts: the axes are then orthogonal, and each slope stands alone."""
+    fitted, slopes = np.zeros(values.shape), []
+    for axis, n in enumerate(values.shape):
+        along = np.arange(n) - (n - 1) / 2
+        others = tuple(a for a in range(values.ndim) if a != axis)
+        slope = float(along @ values.mean(axis=others) / (along @ along)) if n > 1 else 0.0
+        fitted += (slope * along).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+        slopes.append(slope)
+    return fitted, slopes
 
 
 def rotated(field: Field, degrees: float) -> Field:
@@ -75,13 +89,12 @@ def phase(y: np.ndarray, x: np.ndarray, steps: Steps = (1.0, 1.0)) -> np.ndarray
     good = np.isfinite(y) & np.isfinite(x)
     if not good.any():
         return np.full(y.shape, np.nan)
-    parts = [np.fft.fft2(np.where(good, v - v[good].mean(), 0.0)) for v in (y, x)]
-    ky, kx = (np.fft.fftfreq(n, step) for n, step in zip(y.shape, steps, strict=True))
-    ky, kx = ky[:, None], kx[None, :]
+    parts = [np.fft.rfft2(np.where(good, v - v[good].mean(), 0.0)) for v in (y, x)]
+    ky, kx = np.fft.fftfreq(y.shape[0], steps[0])[:, None], np.fft.rfftfreq(y.shape[1], steps[1])[None, :]
     k2 = ky * ky + kx * kx
     k2[0, 0] = 1.0  # the mean: its numerator is 0
     integral = (ky * parts[0] + kx * parts[1]) / (2j * np.pi * k2)
-    return np.ascontiguousarray(np.fft.ifft2(integral).real)
+    return np.fft.irfft2(integral, y.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,10 @@ there is named."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -29,7 +27,7 @@ from mpi_kernels.formats.plan import LayoutSource
 from mpi_kernels.layout import Layout
 from mpi_kernels.storage import choose
 
-pytest.importorskip("mpi_kernels._native", reason="the extension is not built: pip install -e . (needs cc)")
+_native = pytest.importorskip("mpi_kernels._native", reason="the extension is not built: pip install -e . (needs cc)")
 
 READINGS: tuple[Reading, ...] = ("mmap", "read", "direct")
 
@@ -226,6 +224,182 @@ def test_it_agrees_with_the_source_in_numpy(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(layout, frames, 0, 9, reading=reading), out)
 
 
+# --- into the kernels -------------------------------------------------------------------------------------------------
+
+
+class Sums:
+    """A pass that wants the sum, the largest values and some masks of frames; or masks only."""
+
+    def __init__(self, frames: np.ndarray, rows: int, *, masks_only: bool = False) -> None:
+        det, self.dtype = frames.shape[1:], frames.dtype.newbyteorder("=")
+        whole = {"u": "u8", "i": "i8", "f": "f8"}[self.dtype.kind]
+        rng = np.random.default_rng(0)
+        self.weights = np.concatenate([np.ones((1, *det), bool), rng.random((3, *det)) < 0.4])
+        self.masks = np.full((rows, 4), 99, whole)
+        floats = self.dtype.kind == "f"
+        # floats are kept as high + low
+        self.sum = None if masks_only else np.zeros((2, *det) if floats else det, whole)
+        self.max = None if masks_only else np.full(det, -np.inf if floats else np.iinfo(self.dtype).min, self.dtype)
+        self.it = _native.Pass(
+            self.dtype.name, det, rows, masks=[(self.weights, self.masks)], sum=self.sum, max=self.max
+        )
+
+    def check(self, frames: np.ndarray) -> None:
+        """Compare with dense arithmetic in numpy; floats within the bound of sums in float64."""
+        self.it.flush()
+        native = frames.astype(self.dtype)
+        if self.sum is not None and self.max is not None:
+            np.testing.assert_array_equal(self.max, native.max(axis=0))
+            found = self.sum.sum(axis=0) if self.dtype.kind == "f" else self.sum
+            np.testing.assert_allclose(found, native.sum(axis=0, dtype=found.dtype), rtol=1e-12, atol=1e-9)
+        dense = np.einsum("nyx,kyx->nk", native.astype(self.masks.dtype), self.weights.astype(self.masks.dtype))
+        np.testing.assert_allclose(self.masks, dense, rtol=1e-12, atol=1e-9 if self.dtype.kind == "f" else 0)
+
+    def bits(self) -> list[bytes]:
+        self.it.flush()
+        assert self.sum is not None
+        assert self.max is not None
+        return [self.sum.sum(axis=0).tobytes(), self.max.tobytes(), self.masks.tobytes()]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    form=st.one_of(plain_forms, stored_forms),
+    count=st.integers(1, 40),
+    det=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from(["|u1", "<u2", ">u2", "<i2", "<u4", ">u4", "<f4", ">f4"]),
+    masks_only=st.booleans(),
+    flagged=st.booleans(),
+    bounds=st.lists(st.integers(0, 40), min_size=2, max_size=5),
+    threads=st.integers(1, 3),
+    reading=st.sampled_from(READINGS),
+)
+def test_frames_of_every_form_are_reduced(
+    tmp_path: Path,
+    form: Form,
+    count: int,
+    det: tuple[int, int],
+    dtype: str,
+    masks_only: bool,
+    flagged: bool,
+    bounds: list[int],
+    threads: int,
+    reading: Reading,
+) -> None:
+    flagged = flagged and np.dtype(dtype).kind in "iu"
+    frames = counts(count, det, dtype, full=flagged)
+    flag = int(np.iinfo(dtype).max) if flagged else None
+    feed = Feed(header(frames), write(tmp_path, frames, replace(form, flag=flag)), reading=reading, threads=threads)
+    cuts = sorted(min(b, count) for b in bounds)
+    start, stop = cuts[0], cuts[-1]
+    sums = Sums(frames, stop - start, masks_only=masks_only and np.dtype(dtype).kind == "u")
+    for a, b in itertools.pairwise(cuts):
+        feed.add(sums.it, a, b, a - start)
+    feed.close()
+    wanted = frames[start:stop].copy()
+    if flag is not None:
+        wanted[wanted == flag] = 0
+    if len(wanted):
+        sums.check(wanted)
+    saturated = np.count_nonzero(wanted == np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 0
+    assert sums.it.quality()["pixels"] == wanted.size
+    assert sums.it.quality()["saturated"] == saturated
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("dtype", ["|u1", "<u2", "<u4", ">u2"])
+def test_masks_on_the_bit_planes(tmp_path: Path, dtype: str, flagged: bool, dead: bool) -> None:
+    frames = counts(200, (16, 24), dtype)
+    if dead:
+        frames[20:, 3:9, 5] = np.iinfo(dtype).max  # the first frames have none, so that both ways are taken
+    flag = int(np.iinfo(dtype).max) if flagged else None
+    feed = Feed(header(frames), write(tmp_path, frames, Form(codec="bitshuffle-lz4", flag=flag)), threads=2)
+    sums = Sums(frames, 200, masks_only=True)
+    assert sums.it.masks_only
+    feed.add(sums.it, 0, 200, 0)
+    feed.close()
+    sums.check(np.where(frames == flag, 0, frames).astype(dtype) if flagged else frames)
+    assert sums.it.quality()["saturated"] == (180 * 6 if dead and not flagged else 0)
+
+
+@pytest.mark.parametrize(
+    "form", [Form(), Form(record_frames=100, gap=8), Form(codec="bitshuffle-lz4", record_frames=7)]
+)
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_neither_threads_nor_the_way_of_reading_change_a_bit(tmp_path: Path, form: Form, dtype: str) -> None:
+    frames = counts(2_100, (32, 48), dtype)
+    frames *= np.float32(1.1) ** np.random.default_rng(0).integers(-90, 90, frames.shape)
+    layout = write(tmp_path, frames, form)
+    whole = Sums(frames, 2_000)
+    whole.it.add(np.ascontiguousarray(frames[50:2_050].astype("=f4")), 0)
+    for reading in READINGS:
+        for threads in (1, 2, 3):
+            for cuts in ([50, 2_050], [50, 51, 700, 1_023, 1_500, 2_050]):
+                feed, sums = Feed(header(frames), layout, reading=reading, threads=threads), Sums(frames, 2_000)
+                for a, b in itertools.pairwise(cuts):
+                    feed.add(sums.it, a, b, a - 50)
+                feed.close()
+                assert sums.bits() == whole.bits()
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_reduction_names_the_first_bad_frame_too(tmp_path: Path, reading: Reading) -> None:
+    frames = counts(3_000, (64, 64), "<u2")
+    layout = write(tmp_path, frames, Form())
+    os.truncate(layout.files[0], 2_345 * layout.payload + 1)
+    feed = Feed(header(frames), layout, reading=reading, threads=3)
+    with pytest.raises(MissingData, match="bytes early") as caught:
+        feed.add(Sums(frames, 3_000).it, 0, 3_000, 0)
+    assert caught.value.frame == 2_345
+    sums = Sums(frames, 2_345)
+    feed.add(sums.it, 0, 2_345, 0)
+    sums.check(frames[:2_345])
+
+
+def test_a_pass_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    frames = counts(9, (4, 4), "<u2")
+    feed = Feed(header(frames), write(tmp_path, frames, Form(codec="bitshuffle-lz4")))
+    for other, rows, row in [
+        (frames, 8, 0),
+        (frames, 9, 1),
+        (frames, 9, -1),
+        (frames[:, :3], 9, 0),
+        (frames.astype("i2"), 9, 0),
+    ]:
+        for masks_only in (False, True):
+            with pytest.raises(ValueError, match=r"do not fit|takes other pixels"):
+                feed.add(Sums(other, rows, masks_only=masks_only and other.dtype.kind == "u").it, 0, 9, row)
+    with pytest.raises(TypeError, match="not a Pass"):
+        feed.add(frames, 0, 9, 0)
+    with pytest.raises(ValueError, match="within"):
+        feed.add(Sums(frames, 99).it, 0, 10, 0)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_progress_is_told_and_can_end_it(tmp_path: Path, reading: Reading) -> None:
+    count = 1 << 18
+    frames = np.broadcast_to(np.uint16(1), (count, 128, 128))
+    path = tmp_path / "data"
+    path.write_bytes(np.ones(1 << 19, np.uint16).tobytes())
+    # 32 frames over and over: 8 GB of work without a file of that size
+    layout = Layout(files=(os.fspath(path),), dtype="<u2", payload=32768, offsets=np.arange(count) % 32 * 32768)
+    feed = Feed(header(frames), layout, reading=reading, threads=2)
+    told: list[int] = []
+    rows = np.zeros((count, 1), "u8")
+    with pytest.raises(LookupError):
+        feed.add(
+            _native.Pass("uint16", (128, 128), count, masks=[(np.ones((1, 128, 128), bool), rows)]),
+            0,
+            count,
+            0,
+            lambda done: told.append(done) or {}[done],
+        )
+    feed.close()
+    assert len(told) == 1
+    assert 0 <= told[0] < count
+
+
 # --- what is not there ------------------------------------------------------------------------------------------------
 
 
@@ -373,161 +547,6 @@ def test_an_error_of_the_disk_is_told_in_its_words(reading: Reading) -> None:
     assert (error.frame, error.message) == (0, "can't be read: Input/output error")
 
 
-# --- a file that changes meanwhile ------------------------------------------------------------------------------------
-
-CUT = """
-import os, sys, threading, time
-import numpy as np
-from mpi_kernels.contract import Header, Reading
-from mpi_kernels.errors import MissingData
-from mpi_kernels.feed import Feed
-from mpi_kernels.layout import Layout
-
-path, keep = sys.argv[1], int(sys.argv[2])
-n = 2048
-with open(path, "wb") as file:
-    file.truncate(n * 65536)
-head = Header(format="t", kind="stack", scan_shape=(n,), det_shape=(128, 256), dtype="uint16", members=(), rule="exact")
-feed = Feed(head, Layout(files=(path,), dtype="<u2", payload=65536), reading="mmap", threads=2)
-out = np.zeros((n, 128, 256), np.uint16)
-feed.frames(0, n, out)
-ended = False
-def cut():
-    for i in range(20):
-        time.sleep(0.003)
-        os.truncate(path, keep)
-        time.sleep(0.003)
-        os.truncate(path, n * 65536)
-    os.truncate(path, keep)
-    global ended
-    ended = True
-threading.Thread(target=cut).start()
-while True:
-    last = ended
-    try:
-        feed.frames(0, n, out)
-    except MissingData as error:
-        print(error.frame, error.message)
-        if last:
-            break
-"""
-
-
-@pytest.mark.parametrize("keep", [0, 100 * 65536 + 4096, 1000 * 65536 + 77])
-def test_a_file_that_is_cut_off_while_it_is_mapped(tmp_path: Path, keep: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CUT, os.fspath(tmp_path / "data"), str(keep)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    errors = [line.partition(" ") for line in done.stdout.splitlines()]
-    # what was read before a cut was there; a file that has grown again has lost its bytes all the same
-    for frame, _, message in errors:
-        assert keep // 65536 <= int(frame) < 2048
-        assert message.endswith("bytes early") or message == "can't be read: Input/output error"
-    assert int(errors[-1][0]) == keep // 65536
-
-
-FAULT = """
-import mmap, os, sys, faulthandler
-import numpy as np
-from mpi_kernels.contract import Header, Reading
-from mpi_kernels.feed import Feed
-from mpi_kernels.layout import Layout
-path = sys.argv[1]
-if sys.argv[2] == "faulthandler":
-    faulthandler.enable()
-with open(path, "wb") as file:
-    file.truncate(1 << 20)
-head = Header(format="t", kind="stack", scan_shape=(256,), det_shape=(64, 64), dtype="uint8", members=(), rule="exact")
-feed = Feed(head, Layout(files=(path,), dtype="|u1", payload=4096), reading="mmap", threads=2)
-feed.frames(0, 256, np.zeros((256, 64, 64), np.uint8))
-with open(path, "rb") as file:
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-os.truncate(path, 0)
-mapped[5000]
-"""
-
-
-@pytest.mark.parametrize("before", ["default", "faulthandler"])
-def test_another_ones_fault_ends_as_it_did_before(tmp_path: Path, before: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULT, os.fspath(tmp_path / "data"), before], capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGBUS
-    assert ("Fatal Python error: Bus error" in done.stderr) == (before == "faulthandler")
-
-
-FOREIGN = FAULT.replace("feed.frames(0, 256, ", "pass; (0, 256, ").replace(
-    "mapped[5000]",
-    """
-import threading, time
-with open(path, "wb") as file:
-    file.truncate(1 << 30)
-head = Header(format="t", kind="stack", scan_shape=(1024,), det_shape=(1024, 1024), dtype="uint8", members=(),
-              rule="exact")
-feed = Feed(head, Layout(files=(path,), dtype="|u1", payload=1 << 20), reading="mmap", threads=2)
-other = path + "-other"
-with open(other, "wb") as file:
-    file.truncate(1 << 20)
-with open(other, "rb") as file:
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-os.truncate(other, 0)
-out = np.zeros((1024, 1024, 1024), np.uint8)
-def work():
-    while True:
-        feed.frames(0, 1024, out)
-threading.Thread(target=work, daemon=True).start()
-time.sleep(0.1)
-mapped[5000]
-""",
-)
-
-
-def test_another_ones_fault_while_threads_read(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FOREIGN, os.fspath(tmp_path / "data"), "faulthandler"], capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGBUS
-    assert "Fatal Python error: Bus error" in done.stderr
-
-
-@pytest.mark.parametrize("reading", READINGS)
-def test_ctrl_c_ends_it_at_once(tmp_path: Path, reading: Reading) -> None:
-    code = f"""
-        import os, sys, time, signal, threading
-        import numpy as np
-        from mpi_kernels.contract import Header
-        from mpi_kernels.feed import Feed
-        from mpi_kernels.layout import Layout
-        n, path = 1 << 21, sys.argv[1]
-        with open(path, "wb") as file:
-            file.truncate(1 << 20)
-        head = Header(format="t", kind="stack", scan_shape=(n,), det_shape=(128, 128), dtype="uint16", members=(),
-                      rule="exact")
-        # one frame over and over: seconds of work without a file of that size
-        layout = Layout(files=(path,), dtype=">u2", payload=32768, offsets=np.zeros(n, np.int64))
-        feed = Feed(head, layout, reading={reading!r}, threads=2)
-        buffer = np.zeros((1 << 15, 128, 128), np.uint16)
-        def kill():
-            time.sleep(0.3)
-            global at
-            at = time.monotonic()
-            os.kill(os.getpid(), signal.SIGINT)
-        threading.Thread(target=kill).start()
-        try:
-            while True:
-                feed.frames(0, 1 << 15, buffer)
-        except KeyboardInterrupt:
-            print(time.monotonic() - at)
-        feed.close()
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), os.fspath(tmp_path / "data")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.0  # 0.2 s and the patience that a busy machine needs
-
-
 # --- what it leaves behind --------------------------------------------------------------------------------------------
 
 
@@ -635,16 +654,19 @@ def test_what_is_cached_is_mapped_and_what_is_not_is_read_past_the_cache(tmp_pat
     with Path(layout.files[0]).open("rb") as file:
         os.fsync(file.fileno())
         file.read()
-        assert choose(layout.files, compressed=False) == ("mmap", "100 % cached, local disk")
-        assert choose(layout.files, compressed=True)[0] == "read"
+        assert choose(layout) == ("mmap", "100 % cached, local disk")
+        assert choose(replace(layout, codec="lz4"))[0] == "read"
         assert Feed(header(frames), layout).reading == "mmap"
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    reading, why = choose(layout.files, compressed=False)
+    reading, why = choose(layout)
     if "100 % cached" in why:
         pytest.skip("this file system keeps its pages (tmpfs)")
     assert reading == "direct"
+    apart = replace(layout, offsets=np.random.default_rng(0).permutation(500) * 8192)
+    assert choose(apart) == ("read", f"{why}, in small pieces")
+    assert choose(replace(layout, offsets=np.arange(500) * 8192))[0] == "direct"
     np.testing.assert_array_equal(read(layout, frames, 0, 500), frames)
-    assert choose(["/nowhere"], compressed=False)[0] == "read"
+    assert choose(replace(layout, files=("/nowhere",)))[0] == "read"
 
 
 def test_what_it_can_not_read_it_says_beforehand(tmp_path: Path) -> None:
