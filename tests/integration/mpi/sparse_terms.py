@@ -26,7 +26,7 @@ def terms(shape: tuple[int, int]) -> list[Term]:
 
 
 def main(path: str, result: str) -> None:
-    """Reduce a share in blocks of two frames; rank 0 writes what `merge` gives."""
+    """Reduce a share in blocks of two frames; rank 0 writes what all have, the sums of frames in rank order."""
     ranks = world()
     source = Stempy().open(path)
     assert isinstance(source, SparseSource)
@@ -35,9 +35,10 @@ def main(path: str, result: str) -> None:
     for first in range(start, stop, 2):
         fused.add(source.events(first, min(first + 2, stop)), first - start)
     merged = fused.merge(ranks)
+    rows = {key: ranks.gather_rows(sums) for key, sums in fused.rows(stop - start).items()}
     source.close()
     if merged is not None:
-        np.savez(result, **{key[0]: array for key, array in merged.items()})
+        np.savez(result, **{key[0]: array for key, array in {**merged, **rows}.items() if array is not None})
 
 
 if __name__ == "__main__":
