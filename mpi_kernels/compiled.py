@@ -71,8 +71,10 @@ class Compiled:
         self.terms = unique(wanted)
         self._orientation, self._threads = orientation, threads
         self._dtype = dtype = np.dtype(header.dtype)
-        if any(isinstance(t, SumSq) and t.shift is not None for t in self.terms.values()):
-            raise NotCompiled("squares about a level are not compiled")
+        shifts = [t.shift for t in self.terms.values() if isinstance(t, SumSq)]
+        if len(shifts) > 1:
+            raise NotCompiled(f"squares about {len(shifts)} different levels: the compiled kernels take one")
+        level = shifts[0] if shifts else None
         if dtype.kind in "iu" and header.frames * int(np.iinfo(dtype).max) > np.iinfo(np.int64).max:
             raise NotCompiled(f"{header.frames} frames of {header.dtype} could leave 64 bits")
         self._shape = header.det_shape[::-1] if orientation.transpose else header.det_shape
@@ -93,6 +95,7 @@ class Compiled:
                 kernel=kernel,
                 sum=self._sum,
                 squares=self._squares,
+                level=None if level is None else self._flat(level),
                 max=self._max,
                 **per_frame,
             )

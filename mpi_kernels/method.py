@@ -13,9 +13,8 @@ from mpi_kernels.compiled import Compiled, NotCompiled
 from mpi_kernels.contract import Method
 from mpi_kernels.feed import Feed
 from mpi_kernels.fused import Fused, Quality
-from mpi_kernels.gpu.card import CardError, open_card
-from mpi_kernels.gpu.fused import GpuFused
-from mpi_kernels.gpu.program import Unsuited
+from mpi_kernels.gpu.card import Card, open_card
+from mpi_kernels.gpu.fused import GpuFused, attempt
 from mpi_kernels.plan import Plan
 from mpi_kernels.protocols import Source, Term
 from mpi_kernels.ranks import Ranks
@@ -95,10 +94,19 @@ class Chosen:
 
 
 Choose = Callable[[Plan, Source, Ranks, int, Method], Chosen]
+Opening = Callable[[], tuple[Card | None, str]]
 
 
-def choose(plan: Plan, source: Source, ranks: Ranks, rows: int, method: Method) -> Chosen:
-    """The best of what is asked for and can be had on all ranks; every rank calls it."""
+def choose(
+    plan: Plan, source: Source, ranks: Ranks, rows: int, method: Method, *, opening: Opening = open_card
+) -> Chosen:
+    """The best of what is asked for and can be had on all ranks; every rank calls it.
+
+    Parameters
+    ----------
+    opening : callable
+        Gives this rank's card, where one is asked for, or None and why.
+    """
     threads = method.threads or max(1, cores() // ranks.on_node())
     if hasattr(source, "threads"):
         source.threads = threads
@@ -107,7 +115,8 @@ def choose(plan: Plan, source: Source, ranks: Ranks, rows: int, method: Method) 
     if isinstance(source, SparseSource) and only_terms:
         return _events(plan, source, SparseFused(wanted, plan.header, rows))
     why: list[str] = []
-    terms = _terms(plan, wanted, ranks, rows, method, threads, why)
+    terms = _on_card(plan, wanted, source, ranks, rows, opening, why) if method.device == "gpu" else None
+    terms = terms or _on_cpu(plan, wanted, ranks, rows, method, threads, why)
     feed = _feed(source, method, threads, why)
     whole = None
     if feed is not None and isinstance(terms, Compiled) and only_terms:
@@ -150,17 +159,22 @@ def _events(plan: Plan, source: SparseSource, terms: SparseFused) -> Chosen:
     return Chosen(terms, source, whole=whole, facts=facts)
 
 
-def _terms(
+def _on_card(
+    plan: Plan, wanted: list[Term], source: Source, ranks: Ranks, rows: int, opening: Opening, why: list[str]
+) -> DenseTerms | None:
+    """Accumulators on the cards of all ranks, or None: what is on a card merges with its like only."""
+    made = attempt(wanted, plan.header, rows, *opening(), align=source.align)
+    if ranks.all(isinstance(made, GpuFused)):
+        assert isinstance(made, GpuFused)
+        return made
+    why.append(made if isinstance(made, str) else "another rank has no card that can do this")
+    return None
+
+
+def _on_cpu(
     plan: Plan, wanted: list[Term], ranks: Ranks, rows: int, method: Method, threads: int, why: list[str]
 ) -> DenseTerms:
     """Accumulators of the same kind on every rank, since each kind merges in its own way."""
-    if method.device == "gpu":
-        made = _on_card(plan, wanted, rows, why)
-        if ranks.all(made is not None):
-            assert made is not None
-            return made
-        if made is not None:
-            why.append("another rank has no card that can do this")
     if method.kernel != "numpy":
         compiled: Compiled | None = None
         try:
@@ -180,18 +194,6 @@ def _terms(
         if compiled is not None:
             why.append("another rank has no compiled kernels")
     return Fused(wanted, plan.header, rows)
-
-
-def _on_card(plan: Plan, wanted: list[Term], rows: int, why: list[str]) -> GpuFused | None:
-    card, reason = open_card()
-    if card is None:
-        why.append(reason)
-        return None
-    try:
-        return GpuFused(wanted, plan.header, rows, card)
-    except (Unsuited, CardError, MemoryError) as error:
-        why.append(str(error))
-        return None
 
 
 def _feed(source: Source, method: Method, threads: int, why: list[str]) -> Feed | None:

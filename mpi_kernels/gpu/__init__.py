@@ -1,1 +1,1 @@
-"""The terms of a recipe on a graphics card: `mpi_kernels.gpu.fused.accumulator` is the way in."""
+"""The terms of a recipe on a graphics card: `mpi_kernels.gpu.fused.attempt` is the way in."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpi_kernels.contract import Header
 from mpi_kernels.fused import Quality, carried
-from mpi_kernels.gpu.card import Card
+from mpi_kernels.gpu.card import Card, CardError
 from mpi_kernels.gpu.program import Program, Unsuited
 from mpi_kernels.gpu.visit import Rows, Visitor
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq, Term
@@ -90,8 +90,6 @@ class GpuFused:
         self.terms = unique(wanted)
         self.dtype = np.dtype(header.dtype)
         self.quality = Quality()
-        if any(isinstance(t, SumSq) and t.shift is not None for t in self.terms.values()):
-            raise Unsuited("squares about a level have no kernel")
         self._card = card
         self._program = Program(self.terms, header, card.threads)
         self._sums = np.zeros((self._program.columns, rows), np.uint64)
@@ -127,7 +125,12 @@ class GpuFused:
             return None
 
     def buffer(self) -> np.ndarray:
-        """Page-locked (frames, det_y, det_x) for the next block; to be filled, and then `submit`-ted."""
+        """Page-locked (frames, det_y, det_x) for the next block; to be filled, and then `submit`-ted or added."""
+        self._flush()
+        return self._free()
+
+    def _free(self) -> np.ndarray:
+        """The buffer that is filled next, once its last block is done with."""
         slot = self._slots[self._next]
         self._collect(slot)
         assert slot.host is not None
@@ -143,6 +146,7 @@ class GpuFused:
 
     def visit(self, frames: Any, n: int, row: int) -> None:
         """Reduce ``n`` frames, at most a block, that are on the card, flat."""
+        self._flush()
         slot = self._slots[self._next]
         self._collect(slot)
         self._begin(slot, frames, n, row)
@@ -169,11 +173,11 @@ class GpuFused:
         """Add (n, det_y, det_x) oriented frames; the first one is row ``row`` of this rank's share."""
         if self._held and row != self._row + self._held:
             self._flush()
-        if not self._held and frames.ctypes.data == self.buffer().ctypes.data:  # filled where it is wanted
+        if not self._held and frames.ctypes.data == self._free().ctypes.data:  # filled where it is wanted
             self.submit(len(frames), row)
             return
         while len(frames):
-            host = self.buffer()
+            host = self._free()
             if not self._held:
                 self._row = row
             n = min(len(frames), self.frames - self._held)
@@ -220,6 +224,27 @@ class GpuFused:
         self._flush()
         for slot in self._slots:
             self._collect(slot)
+
+
+def attempt(
+    wanted: Iterable[Term], header: Header, rows: int, card: Card | None, why: str, **how: Any
+) -> GpuFused | str:
+    """Accumulators on a card, or why there are none: the CPU does it then.
+
+    Parameters
+    ----------
+    wanted, header, rows, **how
+        As `GpuFused` takes them.
+    card : Card or None
+    why : str
+        What is returned where there is no card, as `mpi_kernels.gpu.card.open_card` says it.
+    """
+    if card is None:
+        return why
+    try:
+        return GpuFused(wanted, header, rows, card, **how)
+    except (Unsuited, CardError, MemoryError) as error:
+        return str(error)
 
 
 class _Slot:

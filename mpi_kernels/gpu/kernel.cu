@@ -16,6 +16,7 @@
  *   NARROW                             integer sums of a warp fit 32 bits
  *   SIGNED_ROWS                        and they may be negative
  *   WANT_SUM, WANT_SQUARES, WANT_MAX   what is wanted of each pixel
+ *   WITH_LEVEL                         floats are squared less a level of their pixel
  *   QUALITY                            count what is not finite, what is saturated, and which frames are empty
  */
 
@@ -127,7 +128,7 @@ struct Seen {
     top most;
 };
 
-__device__ inline void look(Seen &seen, pixel x)
+__device__ inline void look(Seen &seen, pixel x, double level)
 {
 #ifdef WANT_SUM
     seen.sum += (small_sum)x;
@@ -138,7 +139,8 @@ __device__ inline void look(Seen &seen, pixel x)
     seen.low += square & LOW;
     seen.high += square >> 32;
 #elif defined(FLOATS)
-    seen.low += (double)x * (double)x;
+    const double off = (double)x - level;
+    seen.low += off * off;
 #else
     seen.low += (unsigned)x * (unsigned)x; /* modulo 2^32, which squares of 16 bits do not reach */
 #endif
@@ -160,14 +162,19 @@ struct Batch {
  * are under way together. */
 template <bool WHOLE>
 __device__ __forceinline__ void take(const pixel *frames, long long at, long long last, long long own, long long pixels,
-                                     const row_sum *integer_weights, const double *float_weights, Seen (&seen)[PIXELS],
-                                     Batch &batch)
+                                     const row_sum *integer_weights, const double *float_weights, const double *levels,
+                                     Seen (&seen)[PIXELS], Batch &batch)
 {
 #pragma unroll
     for (int j = 0; j < PIXELS; j++) {
         const long long p = own + (long long)j * THREADS;
         if (!WHOLE && p >= pixels)
             continue;
+#ifdef WITH_LEVEL
+        const double level = levels[p];
+#else
+        const double level = 0;
+#endif
         pixel x[BATCH];
 #pragma unroll
         for (int b = 0; b < BATCH; b++)
@@ -176,7 +183,7 @@ __device__ __forceinline__ void take(const pixel *frames, long long at, long lon
         for (int b = 0; b < BATCH; b++) {
             if (!WHOLE && at + b >= last)
                 continue;
-            look(seen[j], x[b]);
+            look(seen[j], x[b], level);
 #ifdef QUALITY
             batch.any |= (unsigned)(x[b] != 0) << b;
 #ifdef FLOATS
@@ -206,8 +213,8 @@ __device__ __forceinline__ void take(const pixel *frames, long long at, long lon
 /* Grid (tiles, groups).  row_parts is (tiles, COLUMNS, n); the other parts are (groups, pixels). */
 extern "C" __global__ void __launch_bounds__(THREADS)
 visit(const pixel *frames, long long n, long long pixels, long long group, const row_sum *integer_weights,
-      const double *float_weights, word *row_parts, number *sum_parts, number *low_parts, word *high_parts,
-      top *most_parts, unsigned char *filled, word *counts)
+      const double *float_weights, const double *levels, word *row_parts, number *sum_parts, number *low_parts,
+      word *high_parts, top *most_parts, unsigned char *filled, word *counts)
 {
     __shared__ word of_warps[BATCH][ROOM(COLUMNS)][WARPS];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -222,9 +229,9 @@ visit(const pixel *frames, long long n, long long pixels, long long group, const
     for (long long at = first; at < last; at += BATCH) {
         Batch batch = {};
         if (tile + TILE <= pixels && at + BATCH <= last)
-            take<true>(frames, at, last, own, pixels, integer_weights, float_weights, seen, batch);
+            take<true>(frames, at, last, own, pixels, integer_weights, float_weights, levels, seen, batch);
         else
-            take<false>(frames, at, last, own, pixels, integer_weights, float_weights, seen, batch);
+            take<false>(frames, at, last, own, pixels, integer_weights, float_weights, levels, seen, batch);
         not_finite += batch.not_finite;
         saturated += batch.saturated;
 #ifdef QUALITY

@@ -114,6 +114,7 @@ class Program:
         self.group = group_frames(self.pixels * self.dtype.itemsize)
         self.whole = np.dtype({"u": "uint64", "i": "int64", "f": "float64"}[self.dtype.kind])
         self.wants = frozenset(type(t) for t in terms.values())
+        self.level = _level(terms)
         self.sorted = {k: _sorted(t) for k, t in terms.items() if isinstance(t, Labels)}
         columns = {k: _columns(t, self.dtype, header.det_shape) for k, t in terms.items()}
         flat = [(k, c) for k, found in columns.items() for c in found]
@@ -134,6 +135,7 @@ class Program:
         if not start:
             wanted = {Sum: "-DWANT_SUM", SumSq: "-DWANT_SQUARES", Max: "-DWANT_MAX"}
             options += [option for kind, option in wanted.items() if kind in self.wants] + ["-DQUALITY"]
+            options += ["-DWITH_LEVEL"] * (self.level is not None)
         words = np.zeros((len(whole), self.pixels), np.uint32 if narrow else np.uint64)
         for row, column in zip(words, whole, strict=True):
             wide = np.uint64 if column.weights.dtype.kind == "u" else np.int64
@@ -146,6 +148,14 @@ def group_frames(frame_bytes: int) -> int:
     """Frames of a group, the unit in which floats are added: a power of two that the frame's size alone decides."""
     fit = max(1, GROUP_BYTES // frame_bytes)
     return min(GROUP_FRAMES, 1 << (fit.bit_length() - 1))
+
+
+def _level(terms: Mapping[Key, Term]) -> np.ndarray | None:
+    """What floats are squared less, (pixels,) float64, or None."""
+    shifts = [t.shift for t in terms.values() if isinstance(t, SumSq)]
+    if len(shifts) > 1:
+        raise Unsuited(f"squares about {len(shifts)} different levels: the kernels take one")
+    return shifts[0].reshape(-1) if shifts and shifts[0] is not None else None
 
 
 def _columns(term: Term, data: np.dtype, shape: tuple[int, int]) -> list[_Column]:

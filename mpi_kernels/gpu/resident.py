@@ -19,8 +19,8 @@ from mpi_kernels.contract import Header, Kind, Method, Orientation, Recipe
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.fused import Quality
 from mpi_kernels.gpu.card import Card, CardError, open_card
-from mpi_kernels.gpu.fused import BLOCK_BYTES, GpuFused
-from mpi_kernels.gpu.program import PIXEL_OPTIONS, Unsuited, group_frames
+from mpi_kernels.gpu.fused import BLOCK_BYTES, GpuFused, attempt
+from mpi_kernels.gpu.program import PIXEL_OPTIONS, group_frames
 from mpi_kernels.method import Chosen, choose
 from mpi_kernels.plan import Plan, make, oriented, oriented_header
 from mpi_kernels.protocols import Source, Term
@@ -118,18 +118,13 @@ class Resident:
 
     def on_card(self, wanted: Iterable[Term], header: Header, rows: int) -> GpuFused | None:
         """Accumulators on the card; None where there is none, or where it can't do this."""
-        terms = tuple(wanted)
-        if self.card is not None:
-            streamed = self.held < rows
-            block = BLOCK_BYTES if streamed else self.chunk * self.frame_bytes
-            try:
-                made = GpuFused(terms, header, rows, self.card, align=self.align, block_bytes=block, staged=streamed)
-            except (Unsuited, MemoryError) as error:
-                self.method = f"{self._where}; the last recipe on the CPU: {error}"
-            else:
-                self.method = self._where
-                return made
-        return None
+        if self.card is None:
+            return None
+        staged = self.held < rows
+        block = BLOCK_BYTES if staged else self.chunk * self.frame_bytes
+        made = attempt(wanted, header, rows, self.card, "", align=self.align, block_bytes=block, staged=staged)
+        self.method = self._where + (f"; the last recipe on the CPU: {made}" if isinstance(made, str) else "")
+        return made if isinstance(made, GpuFused) else None
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
         """Frames in order as ``(memory, start, stop)``; the memory is None where they are only in the source."""

@@ -91,6 +91,7 @@ class Visitor:
             for p in program.passes
         ]
         self._sorted = {k: (card.constant(s.order), card.constant(s.starts)) for k, s in program.sorted.items()}
+        self._level = card.constant(np.zeros(1) if program.level is None else np.ascontiguousarray(program.level))
         integer, pixels = program.dtype.kind != "f", program.pixels
         groups = -(-frames // program.group)
         top = np.dtype({"u": np.uint32, "i": np.int32, "f": np.float32}[program.dtype.kind])
@@ -120,7 +121,7 @@ class Visitor:
         pixels, groups = program.pixels, -(-n // program.group)
         card.clear(rows.on_card["filled"])
         for step, built, weights in zip(program.passes, self._built, self._weights, strict=True):
-            args = (frames, n, pixels, program.group, *weights, self._row_parts, *self._parts)
+            args = (frames, n, pixels, program.group, *weights, self._level, self._row_parts, *self._parts)
             end = (rows.on_card["filled"], self._counts)
             card.launch(built, "visit", (program.tiles, groups), threads, (*args, *end))
             found = (step.stop - step.start) * n

@@ -98,6 +98,16 @@ static int masks_ready(nat_pass *pass)
     return NAT_OK;
 }
 
+/* Take squares of floats less these, one for each pixel.  0, or NAT_NO_MEMORY. */
+int nat_pass_level(nat_pass *pass, const double *level)
+{
+    pass->level = nat_aligned(pass->padded * sizeof *pass->level);
+    if (!pass->level)
+        return NAT_NO_MEMORY;
+    memcpy(pass->level, level, pass->pixels * sizeof *level);
+    return NAT_OK;
+}
+
 /* All terms are there: pack the weights, plan the labels. */
 int nat_pass_ready(nat_pass *pass)
 {
@@ -143,6 +153,7 @@ void nat_pass_free(nat_pass *pass)
     for (size_t i = 0; i < pass->bit_count; i++)
         free(pass->bits[i]);
     free(pass->bits);
+    free(pass->level);
     free(pass->results);
     free(pass->terms);
     free(pass->segments);

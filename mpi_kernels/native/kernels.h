@@ -83,7 +83,8 @@ struct nat_ops {
                    const uint8_t *const *frames, size_t n, size_t cells, size_t ahead, uint8_t *lanes, uint8_t *scratch,
                    uint64_t *rows);
     void (*spill)(int kind, const struct nat_labels *labels, size_t n, uint8_t *lanes, uint64_t *rows);
-    void (*squares)(int kind, const uint8_t *const *frames, size_t n, size_t cells, uint64_t *low, uint64_t *high);
+    void (*squares)(int kind, const uint8_t *const *frames, size_t n, size_t cells, const double *level, uint64_t *low,
+                    uint64_t *high);
     void (*fold)(double *group, double *high, double *low, size_t n);
     uint64_t (*full)(int kind, const uint8_t *frame, size_t cells);
     void (*widen)(int kind, const uint8_t *frame, float *out, size_t cells);
@@ -139,6 +140,7 @@ struct nat_pass {
     uint32_t bias;                  /* of two cells */
     uint64_t largest;               /* magnitude of a pixel */
     void *sum, *squares, *max;      /* arrays to fill, or NULL */
+    double *level;                  /* what floats are squared less, padded with zeros, or NULL */
     struct nat_set main, weighted;
     struct nat_result *results; /* number 0 is the total, for quality */
     size_t result_count, result_room;
@@ -178,6 +180,7 @@ struct nat_part {
 enum nat_weight { W_BOOL, W_I8, W_U8, W_I16, W_U16, W_I32, W_U32, W_I64, W_U64, W_F64 };
 
 nat_pass *nat_pass_new(const struct nat_ops *ops, int kind, int64_t height, int64_t width, int64_t rows);
+int nat_pass_level(nat_pass *pass, const double *level);
 int nat_pass_ready(nat_pass *pass);
 void nat_pass_free(nat_pass *pass);
 void nat_pass_flush(nat_pass *pass);

@@ -114,9 +114,10 @@ static void squares(struct bundle *b)
     const size_t cell = b->segment->vector * pass->vector, cells = b->segment->vectors * pass->vector;
     uint64_t *low = part->squares + (pass->kind == NAT_U32 ? cell / 2 : cell);
     uint64_t *high = pass->kind == NAT_U32 ? low + pass->padded / 2 : NULL;
+    const double *level = pass->level ? pass->level + cell : NULL;
     for (size_t i = 0; i < b->n; i += QUAD) {
         size_t frames = b->n - i < QUAD ? b->n - i : QUAD;
-        pass->ops->squares(pass->kind, b->frames + i, frames, cells, low, high);
+        pass->ops->squares(pass->kind, b->frames + i, frames, cells, level, low, high);
     }
 }
 

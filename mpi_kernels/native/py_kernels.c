@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -170,6 +171,28 @@ static int want_images(Pass *self, PyObject *sum, PyObject *squares, PyObject *m
     return 0;
 }
 
+static int want_level(Pass *self, PyObject *level)
+{
+    Py_buffer buffer;
+    if (level == Py_None)
+        return 0;
+    if (self->kind != NAT_F32 || !self->pass->squares) {
+        PyErr_SetString(PyExc_ValueError, "level: for squares of float32");
+        return -1;
+    }
+    if (get(level, &buffer, 0, "level"))
+        return -1;
+    int failure = check(&buffer, "level", "f8", (int64_t)self->pass->pixels);
+    for (size_t p = 0; !failure && p < self->pass->pixels; p++)
+        if (!isfinite(((const double *)buffer.buf)[p])) {
+            PyErr_Format(PyExc_ValueError, "level: not finite at pixel %zu", p);
+            failure = -1;
+        }
+    failure = failure ? failure : failed(nat_pass_level(self->pass, buffer.buf), "level");
+    PyBuffer_Release(&buffer);
+    return failure;
+}
+
 static int weight_type(const Py_buffer *buffer)
 {
     static const char *const types[] = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f8"};
@@ -297,17 +320,18 @@ static int sizes_fit(long long height, long long width, long long rows)
 
 static int init(Pass *self, PyObject *args, PyObject *named)
 {
-    static char *names[] = {"dtype", "det_shape", "rows",   "kernel", "sum", "squares",
-                            "max",   "masks",     "labels", "moments", NULL};
+    static char *names[] = {"dtype", "det_shape", "rows",   "kernel",  "sum", "squares",
+                            "level", "max",       "masks",  "labels", "moments", NULL};
     const char *dtype, *kernel = "auto";
     long long height, width, rows;
-    PyObject *sum = Py_None, *squares = Py_None, *max = Py_None, *masks = NULL, *labels = NULL, *moments = NULL;
+    PyObject *sum = Py_None, *squares = Py_None, *level = Py_None, *max = Py_None;
+    PyObject *masks = NULL, *labels = NULL, *moments = NULL;
     if (self->pass) {
         PyErr_SetString(PyExc_RuntimeError, "a Pass is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, named, "s(LL)L|$sOOOOOO", names, &dtype, &height, &width, &rows, &kernel,
-                                     &sum, &squares, &max, &masks, &labels, &moments))
+    if (!PyArg_ParseTupleAndKeywords(args, named, "s(LL)L|$sOOOOOOO", names, &dtype, &height, &width, &rows, &kernel,
+                                     &sum, &squares, &level, &max, &masks, &labels, &moments))
         return -1;
     self->kind = kind_of(dtype);
     const struct nat_ops *ops = self->kind < 0 ? NULL : find_ops(kernel);
@@ -319,9 +343,9 @@ static int init(Pass *self, PyObject *args, PyObject *named)
         return -1;
     }
     self->pass = pass;
-    if (want_images(self, sum, squares, max) || want_each(self, masks, want_masks, "masks") ||
-        want_each(self, labels, want_labels, "labels") || want_each(self, moments, want_moments, "moments") ||
-        failed(nat_pass_ready(pass), "pass")) {
+    if (want_images(self, sum, squares, max) || want_level(self, level) ||
+        want_each(self, masks, want_masks, "masks") || want_each(self, labels, want_labels, "labels") ||
+        want_each(self, moments, want_moments, "moments") || failed(nat_pass_ready(pass), "pass")) {
         self->pass = NULL;
         nat_pass_free(pass);
         return -1;

@@ -30,6 +30,7 @@ class Terms:
     masks: list[np.ndarray] = field(default_factory=list)
     labels: list[tuple[np.ndarray, int]] = field(default_factory=list)
     moments: list[np.ndarray | None] = field(default_factory=list)
+    level: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, pixels = self.x.shape
@@ -45,7 +46,8 @@ class Terms:
 
     def arguments(self) -> dict[str, Any]:
         """Of Pass, by name."""
-        return {
+        more = {} if self.level is None else {"level": self.level}
+        return more | {
             "sum": self.sum,
             "squares": self.squares,
             "max": self.max,
@@ -80,8 +82,9 @@ class Terms:
         if self.floats:
             wide = x.astype(np.float64)
             _close(self.sum.sum(axis=0), wide.sum(axis=0), np.abs(wide).sum(axis=0) * (len(x) + 1) * ULP)
-            squares = (wide * wide).sum(axis=0)
-            _close(self.squares.sum(axis=0), squares, squares * (len(x) + 1) * ULP)
+            off = wide if self.level is None else wide - self.level
+            squares = (off * off).sum(axis=0)
+            _close(self.squares.sum(axis=0), squares, squares * (len(x) + 4) * ULP)
             return
         big = x.astype(object)
         assert self.sum.tolist() == big.sum(axis=0, initial=0).tolist()

@@ -70,6 +70,7 @@ def run(native: ModuleType, terms: Any, kernel: str, threads: int, rng: np.rando
     weights=st.lists(st.sampled_from(WEIGHTS), max_size=3),
     regions=st.lists(st.sampled_from((1, 3, 64, 300)), max_size=2),
     moments=st.lists(st.booleans(), max_size=2),
+    levelled=st.booleans(),
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -85,6 +86,7 @@ def test_any_terms_equal_the_dense_ones(
     weights: list[str],
     regions: list[int],
     moments: list[bool],
+    levelled: bool,
     threads: int,
     seed: int,
 ) -> None:
@@ -96,6 +98,7 @@ def test_any_terms_equal_the_dense_ones(
         [some_weights(w, size, rng) for w in weights],
         [(rng.integers(-1, r, size).astype(np.int32), r) for r in regions],
         [rng.random(size) < 0.5 if masked else None for masked in moments],
+        rng.normal(3, 5, size) if levelled and dtype == "float32" else None,
     )
     terms.check(run(native, terms, kernel, threads, rng))
 
@@ -113,6 +116,7 @@ def test_frames_of_several_segments(native: ModuleType, dense: ModuleType, kerne
         [some_weights("bool", size, rng), some_weights("float64", size, rng)[:2], some_weights("int16", size, rng)[:2]],
         [(np.where(radial < 50, radial, -1).astype(np.int32), 50), (np.zeros(size, np.int32), 1)],
         [None],
+        rng.normal(3, 5, size) if dtype == "float32" else None,
     )
     terms.check(run(native, terms, kernel, 2, rng))
 
@@ -148,7 +152,10 @@ def test_many_columns(native: ModuleType, dense: ModuleType, kernel: str, dtype:
     terms.check(run(native, terms, kernel, 1, rng))
 
 
-def test_floats_do_not_depend_on_calls_or_threads(native: ModuleType, dense: ModuleType, kernel: str) -> None:
+@pytest.mark.parametrize("levelled", [False, True])
+def test_floats_do_not_depend_on_calls_or_threads(
+    native: ModuleType, dense: ModuleType, kernel: str, levelled: bool
+) -> None:
     rng = np.random.default_rng(11)
     shape, n = (17, 19), 3000
     x = (rng.standard_normal((n, 323)) * 1e5).astype(np.float32)
@@ -156,7 +163,7 @@ def test_floats_do_not_depend_on_calls_or_threads(native: ModuleType, dense: Mod
     labels = rng.integers(-1, 9, 323).astype(np.int32)
     found = []
     for threads, step in ((1, n), (2, n), (3, 700), (1, 37)):
-        terms = dense.Terms(x, shape, [weights], [(labels, 9)], [None])
+        terms = dense.Terms(x, shape, [weights], [(labels, 9)], [None], weights[0] * 9 if levelled else None)
         fused = native.Pass("float32", shape, n, kernel=kernel, **terms.arguments())
         for row in range(0, n, step):
             fused.add(x[row : row + step], row, threads)
@@ -164,6 +171,27 @@ def test_floats_do_not_depend_on_calls_or_threads(native: ModuleType, dense: Mod
         found.append([*terms.mask_rows, *terms.label_rows, *terms.moment_rows, terms.sum.sum(0), terms.squares.sum(0)])
     for other in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (16, 16), (211, 307)])
+@pytest.mark.parametrize(("threads", "step"), [(1, 300), (2, 37), (3, 300)])
+def test_a_level_keeps_the_digits_of_what_varies_on_a_pedestal(
+    native: ModuleType, kernel: str, shape: tuple[int, int], threads: int, step: int
+) -> None:
+    rng = np.random.default_rng(8)
+    size = shape[0] * shape[1]
+    n = 300 if size < 1000 else 20
+    x = rng.normal(1e6, 1.0, (n, size)).astype(np.float32)
+    level = np.median(x[:3].astype(np.float64), axis=0)
+    total, squares = np.zeros((2, size)), np.zeros((2, size))
+    fused = native.Pass("float32", shape, n, kernel=kernel, sum=total, squares=squares, level=level)
+    level[...] = 0.0  # the pass has its own
+    for row in range(0, n, step):
+        fused.add(x[row : row + step], row, threads)
+    fused.flush()
+    exact = x.astype(np.longdouble)
+    found = squares.sum(axis=0) / n - (total.sum(axis=0) / n - np.median(x[:3].astype(np.float64), axis=0)) ** 2
+    np.testing.assert_allclose(found, exact.var(axis=0).astype(float), rtol=1e-8)
 
 
 def test_groups_depend_on_the_frame_alone(native: ModuleType) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpi_kernels.contract import Header
+from mpi_kernels.contract import Header, Method
 from mpi_kernels.fused import Fused
-from mpi_kernels.gpu.fused import GpuFused
+from mpi_kernels.gpu.fused import GpuFused, attempt
 from mpi_kernels.gpu.program import KERNEL
+from mpi_kernels.method import Choose, Chosen
+from mpi_kernels.plan import Plan
+from mpi_kernels.protocols import Source
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.terms import key
 
@@ -39,9 +42,12 @@ class CpuCard:
         self._build, self._capacity, self._backwards, self._arch = build, capacity, backwards, arch
         self._arrays: list[np.ndarray] = []
         self.copied = 0
+        self.hosts: set[int] = set()
 
     def host(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return np.empty(shape, dtype)
+        array = np.empty(shape, dtype)
+        self.hosts.add(array.ctypes.data)
+        return array
 
     def full(self, shape: tuple[int, ...], dtype: np.dtype, value: float) -> np.ndarray:
         size = int(np.prod(shape)) * dtype.itemsize
@@ -130,17 +136,33 @@ def on_card(card: Any, data: np.ndarray, *terms: Any, step: int = 7, **how: Any)
     found = GpuFused(terms, header(data), len(data), card, **how)
     for start in range(0, len(data), step):
         found.add(data[start : start + step], start)
+    return results(found, len(data), *terms), found
+
+
+def results(found: GpuFused | Fused, used: int, *terms: Any) -> list[np.ndarray]:
+    """What accumulators of one rank hold, term by term."""
     merged = found.merge(Ranks())
     assert merged is not None
-    return [merged[key(t)] for t in terms], found
+    whole = {**merged, **found.rows(used)}
+    return [whole[key(t)] for t in terms]
+
+
+def choosing(card: Any, **how: Any) -> Choose:
+    """A card for the engine, with blocks of any size."""
+
+    def choose(plan: Plan, source: Source, ranks: Ranks, rows: int, method: Method) -> Chosen:
+        wanted = [t for step in plan.steps for t in step.terms.values()]
+        made = attempt(wanted, plan.header, rows, card, "", **how)
+        assert isinstance(made, GpuFused), made
+        return Chosen(made, source, made, facts={"card": made.method})
+
+    return choose
 
 
 def on_cpu(data: np.ndarray, *terms: Any) -> tuple[list[np.ndarray], Fused]:
     found = Fused(terms, header(data), len(data))
     found.add(data, 0)
-    merged = found.merge(Ranks())
-    assert merged is not None
-    return [merged[key(t)] for t in terms], found
+    return results(found, len(data), *terms), found
 
 
 @pytest.fixture(scope="session")
@@ -150,4 +172,4 @@ def gpu(build: Callable[..., ctypes.CDLL]) -> SimpleNamespace:
     def card(**how: Any) -> CpuCard:
         return CpuCard(build, **how)
 
-    return SimpleNamespace(card=card, on_card=on_card, on_cpu=on_cpu, header=header)
+    return SimpleNamespace(card=card, on_card=on_card, on_cpu=on_cpu, header=header, results=results, choosing=choosing)

@@ -27,6 +27,8 @@ def options(dtype: str) -> list[tuple[str, ...]]:
     half = np.random.default_rng(0).random((1, *det)) < 0.5
     labels = np.zeros(det, np.int32)
     wanted = (Sum(), SumSq(), Max(), Moments(), Masks(half), Masks(half * 1.5), Labels(labels, 1))
+    if dtype == "float32":
+        wanted = (Sum(), SumSq(np.ones(det)), *wanted[2:])
     narrow = Program(unique(wanted), header)
     wide = Program(unique([Masks(half * (1 << 20))]), header)
     return [p.options for p in (*narrow.passes, *wide.passes)]

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from mpi_kernels.device import choose, local_rank
-from mpi_kernels.fused import Fused
 from mpi_kernels.gpu.card import CardError, open_card
-from mpi_kernels.gpu.fused import GpuFused, accumulator
+from mpi_kernels.gpu.fused import GpuFused, attempt
 from mpi_kernels.protocols import Masks, Sum
 
 ASK = "from mpi_kernels.device import choose; import json; c = choose(); print(json.dumps([c.index, c.why]))"
@@ -80,7 +79,7 @@ def test_hydra_says_the_rank_on_the_node(mpiexec: str) -> None:
     assert sorted(done.stdout.split()) == ["0", "1"]
 
 
-def test_the_reason_goes_with_the_accumulators(gpu: SimpleNamespace) -> None:
+def test_where_a_card_cannot_the_reason_is_returned(gpu: SimpleNamespace) -> None:
     data = np.zeros((100, 4, 5), np.uint16)
     header = gpu.header(data)
     big = Masks(np.full((1, 4, 5), 2**50))
@@ -91,20 +90,16 @@ def test_the_reason_goes_with_the_accumulators(gpu: SimpleNamespace) -> None:
 
     reach = 65535 * 20 * 2**50
     cases = [
-        (Sum(), gpu.card(), GpuFused, "GPU: a CPU, blocks of 128 frames (device 0)"),
-        (Sum(), None, Fused, "CPU: device 0"),
-        (Sum(), gpu.card(capacity=100), Fused, "CPU: a CPU: no room for 64 frames"),
-        (
-            big,
-            gpu.card(),
-            Fused,
-            f"CPU: a weighted sum of a frame can reach {reach}, more than int64 holds",
-        ),
-        (Sum(), Refusing(None), Fused, "CPU: nvrtc: error: invalid value for --gpu-architecture"),
+        (Sum(), None, "no device"),
+        (Sum(), gpu.card(capacity=100), "a CPU: no room for 64 frames"),
+        (big, gpu.card(), f"a weighted sum of a frame can reach {reach}, more than int64 holds"),
+        (Sum(), Refusing(None), "nvrtc: error: invalid value for --gpu-architecture"),
     ]
-    for term, card, kind, method in cases:
-        found, why = accumulator([term], header, 100, card, "device 0")
-        assert (type(found), why) == (kind, method)
+    for term, card, reason in cases:
+        assert attempt([term], header, 100, card, "no device") == reason
+    found = attempt([Sum()], header, 100, gpu.card(), "device 0")
+    assert isinstance(found, GpuFused)
+    assert found.method == "a CPU, blocks of 128 frames"
 
 
 def test_opening_a_card_never_fails() -> None:

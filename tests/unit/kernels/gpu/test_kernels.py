@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpi_kernels.errors import KernelError
+from mpi_kernels.gpu.card import CardError
+from mpi_kernels.gpu.fused import GpuFused
 from mpi_kernels.gpu.program import Unsuited, group_frames
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq
 
@@ -129,6 +131,23 @@ def test_floats_are_within_the_stated_bound(gpu: SimpleNamespace, shape: tuple[i
     assert card.quality.not_finite == 0
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_squares_about_a_level_keep_the_digits_of_a_pedestal(
+    gpu: SimpleNamespace, shape: tuple[int, int, int], backwards: bool
+) -> None:
+    data = np.random.default_rng(8).normal(1e6, 1.0, shape).astype(np.float32)
+    level = np.random.default_rng(9).normal(1e6, 0.3, shape[1:])
+    many = Masks(np.ones((11, *shape[1:])))  # two visits, of which one squares
+    wanted = (Sum(), SumSq(level), many)
+    (total, squares, _), _ = gpu.on_card(gpu.card(backwards=backwards), data, *wanted)
+    exact = data.astype(np.longdouble)
+    n, want = len(data), ((exact - level) ** 2).sum(axis=0)
+    np.testing.assert_allclose(squares, want.astype(float), rtol=2 * (n + 2) * 2.0**-52)
+    variance = squares / n - (total / n - level) ** 2
+    np.testing.assert_allclose(variance, exact.var(axis=0).astype(float), rtol=1e-8, atol=1e-9)
+
+
 def test_float_weights_over_integers(gpu: SimpleNamespace) -> None:
     data = stack("uint16", (6, 23, 31))
     weights = np.random.default_rng(2).normal(size=(1, 23, 31))
@@ -181,7 +200,8 @@ def test_many_masks_take_several_visits(gpu: SimpleNamespace) -> None:
 def test_neither_blocks_nor_the_order_of_threads_change_a_bit(gpu: SimpleNamespace, dtype: str) -> None:
     data = stack(dtype, (200, 5, 6))
     weights = np.random.default_rng(2).normal(size=(1, 5, 6))
-    wanted = (Sum(), SumSq(), Masks(weights), Moments())
+    level = np.full((5, 6), 0.3) if dtype == "float32" else None
+    wanted = (Sum(), SumSq(level), Masks(weights), Moments())
     frame = data[0].nbytes
     first, _ = gpu.on_card(gpu.card(), data, *wanted)
     for step, block, backwards in ((200, 64, False), (1, 128, True), (67, 192, False)):
@@ -196,6 +216,8 @@ def test_what_the_kernels_cannot_do_exactly_is_refused(gpu: SimpleNamespace) -> 
         gpu.on_card(gpu.card(), data, Masks(np.full((1, 2, 2), 2**40)))
     with pytest.raises(Unsuited, match="float64"):
         gpu.on_card(gpu.card(), data.astype(np.float64), Sum())
+    with pytest.raises(Unsuited, match="squares about 2 different levels"):
+        gpu.on_card(gpu.card(), data.astype(np.float32), SumSq(), SumSq(np.ones((2, 2))))
 
 
 def test_a_group_of_frames_always_fits_a_buffer() -> None:
@@ -214,21 +236,51 @@ def test_a_card_with_little_memory_gets_smaller_blocks(gpu: SimpleNamespace) -> 
 
 
 def test_a_gap_between_frames_is_no_shift(gpu: SimpleNamespace) -> None:
-    from mpi_kernels.gpu.fused import GpuFused
-    from mpi_kernels.ranks import Ranks
-
     data = stack("uint8", (10, 2, 3))
     term = Masks(np.ones((1, 2, 3), np.bool_))
     found = GpuFused([term], gpu.header(data), 10, gpu.card())
     found.add(data[6:], 6)
     found.add(data[:6], 0)
-    merged = found.merge(Ranks())
-    assert merged is not None
-    (sums,) = merged.values()
+    (sums,) = gpu.results(found, 10, term)
     assert sums[:, 0].tolist() == data.sum(axis=(1, 2)).tolist()
 
 
-def test_errors_of_the_card_are_kernel_errors() -> None:
-    from mpi_kernels.gpu.card import CardError
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("cuts", [(70, 71, 200), (64, 128, 200), (1, 3, 150, 150, 200)])
+def test_frames_that_come_after_a_merge(gpu: SimpleNamespace, dtype: str, block: int, cuts: tuple[int, ...]) -> None:
+    """Groups of 64 frames are cut by some of these; each merge holds what is there so far, and all at once the same."""
+    data = stack(dtype, (200, 5, 7))
+    wanted = terms(data.shape)
+    grown = GpuFused(wanted, gpu.header(data), 200, gpu.card(), block_bytes=block * data[0].nbytes)
+    start = 0
+    for stop in cuts:
+        grown.add(data[start:stop], start)
+        expected, cpu = gpu.on_cpu(data[:stop], *wanted)
+        for _ in range(2):
+            for term, one, other in zip(wanted, gpu.results(grown, stop, *wanted), expected, strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=str(term))
+            assert grown.quality == cpu.quality
+        start = stop
 
+
+def test_held_frames_and_frames_in_a_buffer(gpu: SimpleNamespace) -> None:
+    """Frames that wait for a block to fill are neither lost nor overwritten by those that come in another way."""
+    data = stack("uint16", (90, 3, 4))
+    wanted, card = terms(data.shape), gpu.card()
+    found = GpuFused(wanted, gpu.header(data), 90, card, block_bytes=64 * data[0].nbytes)
+    found.add(data[:20], 0)
+    buffer = found.buffer()
+    buffer[:50] = data[20:70]
+    found.add(buffer[:50], 20)
+    found.add(data[70:73], 70)
+    found.visit(card.constant(data[73:80].reshape(-1)), 7, 73)
+    found.add(data[80:], 80)
+    expected, cpu = gpu.on_cpu(data, *wanted)
+    for one, other in zip(gpu.results(found, 90, *wanted), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.quality == cpu.quality
+
+
+def test_errors_of_the_card_are_kernel_errors() -> None:
     assert issubclass(CardError, KernelError)

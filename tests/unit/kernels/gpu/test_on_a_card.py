@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from mpi_kernels import engine, plan
-from mpi_kernels.contract import Recipe, ReductionSpec
+from mpi_kernels.contract import Method, Recipe, ReductionSpec
 from mpi_kernels.gpu.card import Card, open_card
-from mpi_kernels.gpu.fused import GpuFused
 from mpi_kernels.gpu.resident import Resident, _Array
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq
 from mpi_kernels.ranks import Ranks
@@ -67,7 +66,7 @@ def test_floats_are_close_and_the_same_every_time(
     data[0, 0, 0] = np.nan
     masks = np.random.default_rng(1).random((2, *shape[1:])) < 0.5
     masks[0, 0, 0] = False
-    wanted = (Sum(), Max(), Masks(masks), SumSq())
+    wanted = (Sum(), Max(), Masks(masks), SumSq(np.random.default_rng(2).normal(size=shape[1:])))
     found, on_card = gpu.on_card(card, data, *wanted)
     expected, on_cpu = gpu.on_cpu(data, *wanted)
     for one, other in zip(found, expected, strict=True):
@@ -111,8 +110,19 @@ def test_an_acquisition_stays_on_the_card(card: Card, chunk_bytes: int) -> None:
 
 def test_reading_into_the_buffers(gpu: SimpleNamespace, card: Card) -> None:
     data = np.random.default_rng(0).integers(0, 65535, (500, 32, 32), np.uint16)
-    found = GpuFused([Sum()], gpu.header(data), 500, card, block_bytes=64 * 2048)
-    found.read(_Array(data), 0, 500)
-    merged = found.merge(Ranks())
-    assert merged is not None
-    np.testing.assert_array_equal(next(iter(merged.values())), data.sum(axis=0))
+    source = _Array(data)
+    choosing = gpu.choosing(card, block_bytes=64 * 2048)
+    found = engine.reduce(plan.make(RECIPE, source.header), source, Ranks(), choosing=choosing)
+    assert found is not None
+    assert "blocks of 64 frames" in str(found.method["card"])
+    np.testing.assert_array_equal(found.arrays["pattern"]["sum"], data.sum(axis=0))
+
+
+def test_the_engine_takes_the_card_that_there_is() -> None:
+    data = np.random.default_rng(0).normal(1e6, 1.0, (300, 32, 48)).astype(np.float32)
+    source = _Array(data)
+    found = engine.reduce(plan.make(RECIPE, source.header), source, Ranks(), method=Method(device="gpu"))
+    assert found is not None
+    assert found.method["device"] == "gpu"
+    want = data.astype(np.longdouble).var(axis=0).astype(float)
+    np.testing.assert_allclose(found.arrays["pattern"]["variance"], want, rtol=1e-8)

@@ -12,11 +12,9 @@ import pytest
 from mpi_kernels import engine, plan
 from mpi_kernels.contract import Orientation, Recipe, ReductionSpec
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.gpu.fused import GpuFused, accumulator
 from mpi_kernels.gpu.resident import Resident, _Array
-from mpi_kernels.protocols import Block, Labels, Masks, Max, Moments, Output, Reduction, Sum, SumSq
+from mpi_kernels.protocols import Block, Output, Reduction
 from mpi_kernels.ranks import Ranks
-from mpi_kernels.terms import key
 
 BUILT_IN = (
     ReductionSpec(use="mpi_kernels.reductions.virtual_image:VirtualImage", name="bf"),
@@ -121,67 +119,9 @@ def test_frames_are_turned_once(gpu: SimpleNamespace, data: np.ndarray, there: b
         held.reduce(recipe(*BUILT_IN))
 
 
-def test_the_engine_reduces_on_a_card(gpu: SimpleNamespace, data: np.ndarray) -> None:
-    methods = []
-
-    def make(*args: Any) -> Any:
-        found, method = accumulator(*args, gpu.card(), "for the test", block_bytes=64 * 96)
-        methods.append(method)
-        return found
-
-    wanted = recipe(*BUILT_IN, OWN)
-    source = _Array(data)
-    found = engine.reduce(plan.make(wanted, source.header), source, Ranks(), block_bytes=1000, make=make)
-    same(found, straight(data, wanted))
-    assert methods == ["GPU: a CPU, blocks of 64 frames (for the test)"]
-
-
 def test_an_array_of_one_dimension_is_refused() -> None:
     with pytest.raises(RecipeError, match="no image"):
         Resident(np.zeros(3))
-
-
-def test_reading_into_the_buffers(gpu: SimpleNamespace, data: np.ndarray) -> None:
-    source = _Array(data)
-    masks = Masks(np.ones((1, 6, 8), np.bool_))
-    found = GpuFused([masks], source.header, 100, gpu.card(), block_bytes=64 * 96)
-    seen: list[tuple[int, int]] = []
-
-    def each(frames: np.ndarray, start: int) -> None:
-        assert not frames.flags.writeable
-        np.testing.assert_array_equal(frames, source._frames[start : start + len(frames)])
-        seen.append((start, len(frames)))
-
-    found.read(source, 20, 120, each)
-    merged = found.merge(Ranks())
-    assert merged is not None
-    (sums,) = merged.values()
-    assert sums[:, 0].tolist() == source._frames[20:120].sum(axis=(1, 2)).tolist()
-    assert seen == [(20, 64), (84, 36)]
-
-
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
-def test_ranks_with_and_without_a_card_merge(
-    gpu: SimpleNamespace, kernel: SimpleNamespace, data: np.ndarray, dtype: str
-) -> None:
-    stack = data.reshape(-1, 6, 8).astype(dtype)
-    header = gpu.header(stack)
-    labels = np.arange(48, dtype=np.int32).reshape(6, 8) % 3
-    wanted = (Sum(), SumSq(), Max(), Moments(), Labels(labels, 3))
-
-    def one(ranks: Ranks) -> Any:
-        first, last = ranks.share(len(stack))
-        card = gpu.card() if ranks.rank == 1 else None
-        found, _ = accumulator(wanted, header, last - first, card, "")
-        assert isinstance(found, GpuFused) == (ranks.rank == 1)
-        found.add(stack[first:last], 0)
-        return found.merge(ranks)
-
-    merged, *others = kernel.on_ranks(3, one)
-    assert others == [None, None]
-    expected, _ = gpu.on_cpu(stack, *wanted)
-    for term, array in zip(wanted, expected, strict=True):
-        np.testing.assert_array_equal(merged[key(term)], array)
 
 
 def test_every_rank_holds_its_share(gpu: SimpleNamespace, kernel: SimpleNamespace, data: np.ndarray) -> None:
