@@ -93,7 +93,7 @@ class Feed:
             element=layout.element or stored.itemsize,
             pixel=stored.itemsize,
             swap=not stored.isnative,
-            kind=KINDS.get(header.dtype, -1),
+            kind=KINDS.get(np.dtype(header.dtype).name, -1),
             unsigned=stored.kind == "u" and stored.itemsize <= 4,
             flag=layout.flag,
             magic=layout.magic,
@@ -116,6 +116,10 @@ class Feed:
             return f"pixels are {stored.name}"
         if layout.payload != layout.record_frames * frame_bytes(header):
             return f"a record of {layout.payload} bytes does not hold {layout.record_frames} frames"
+        if layout.codec not in CODECS:
+            return f"its codec is {layout.codec}"
+        if layout.numbered is not None and layout.offsets is not None:
+            return "some of the numbered records are left out"
         if layout.codec and layout.payload > MAX_RECORD_BYTES:
             return f"a record has {layout.payload} bytes; at most {MAX_RECORD_BYTES} are decoded in cache"
         if len(layout.magic) > MAX_MAGIC:

@@ -85,8 +85,8 @@ ones = b"\\x01" * size
 with open(path, "wb") as file:
     file.write(ones)
 # one large frame: most cuts come while it is read
-facts = {"format": "t", "kind": "stack", "members": (), "rule": "exact"}
-head = Header(scan_shape=(1,), det_shape=(4096, 8192), dtype="uint8", **facts)
+head = Header(format="t", kind="stack", scan_shape=(1,), det_shape=(4096, 8192), dtype="uint8", members=(),
+              rule="exact")
 feed = Feed(head, Layout(files=(path,), dtype="|u1", payload=size), reading="mmap", threads=1)
 out = np.zeros((1, 4096, 8192), np.uint8)
 seen = threading.Event()

@@ -678,6 +678,8 @@ def test_what_it_can_not_read_it_says_beforehand(tmp_path: Path) -> None:
         (replace(layout, dtype="<f2"), "float16 is delivered as uint16"),
         (replace(layout, payload=130), "does not hold 1 frames"),
         (replace(layout, magic=b"m" * 65), "65 bytes"),
+        (replace(layout, codec="zip"), "its codec is zip"),
+        (replace(layout, codec="lz4", record_frames=2**20, payload=2**27), "decoded in cache"),
     ]:
         assert why in (Feed.can(head, other) or "")
         with pytest.raises(ValueError, match=re.escape(why)):
