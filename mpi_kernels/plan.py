@@ -16,7 +16,7 @@ from mpi_kernels.plugins import make_reduction, parameter_names
 from mpi_kernels.protocols import Output, Reduction, Term
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
-RESERVED = frozenset({"coverage", "electron_events", "entry", "metadata", "process", "title"})
+RESERVED = frozenset({"covered", "electron_events", "entry", "metadata", "process", "title"})
 """Groups of the result file that a reduction can't be called."""
 
 

@@ -91,7 +91,7 @@ def _write(backing: Backing, job: JobSpec, plan: Plan, reduced: Reduced) -> None
             _write_step(entry, step, plan, reduced)
             file[step.spec.name] = h5py.SoftLink(f"/entry/{step.spec.name}")
         if not reduced.covered.all():
-            _write_coverage(entry.create_group("coverage"), plan, reduced)
+            _write_coverage(entry.create_group("covered"), plan, reduced)
         for name, events in reduced.events.items():
             electrons.write(entry[name], events, plan.header)
             if electrons.GROUP not in file:  # stempy opens this file as one of its own
@@ -117,7 +117,7 @@ def _write_step(entry: Any, step: Step, plan: Plan, reduced: Reduced) -> None:
 def _write_coverage(group: Any, plan: Plan, reduced: Reduced) -> None:
     """Which positions of a partial result are measured: 1, else 0; the maps are 0 or NaN there."""
     declared = Output(over="scan", dtype="uint8", long_name="1 where a frame was there")
-    _write_map(group, "coverage", declared, output_axes(declared, plan.header), reduced.covered.astype(np.uint8))
+    _write_map(group, "covered", declared, output_axes(declared, plan.header), reduced.covered.astype(np.uint8))
 
 
 def _write_map(group: Any, title: str, output: Output, axes: tuple[Axis, ...], array: np.ndarray) -> None:

@@ -85,11 +85,18 @@ class Merlin:
 
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
-        header, plan = _probe(path)
-        return LayoutSource(header, plan)
+        return LayoutSource(*_probe(path))
+
+    def probe_growing(self, path: str) -> Header:
+        """Read the .hdr and the first frame's header; the size may still be less."""
+        return _probe(path, growing=True)[0]
+
+    def open_growing(self, path: str) -> Source:
+        """Open it while it is written, frame after frame."""
+        return LayoutSource(*_probe(path, growing=True))
 
 
-def _probe(path: str) -> tuple[Header, Layout]:
+def _probe(path: str, *, growing: bool = False) -> tuple[Header, Layout]:
     size = size_of(path)
     frame = _frame(path)
     plan, det_shape, dtype, warnings = _plan(path, frame)
@@ -97,13 +104,16 @@ def _probe(path: str) -> tuple[Header, Layout]:
     parts, hdr_path = merlin_series.parts(path)
     hdr = _hdr(hdr_path) if hdr_path else {}
     announced = _count(hdr, FRAMES, hdr_path)
+    if growing and (len(parts) > 1 or not announced):
+        told = "it is in several files" if len(parts) > 1 else "no .hdr says how many frames there will be"
+        raise Incomplete(f"it can't be read while it grows: {told}", path=path, next_step="wait until it is complete")
     if len(parts) > 1:
         plan, frames = merlin_series.joined(plan, parts, announced)
     else:
         frames = announced or size // plan.record
         check_caps(path, max(1, frames), plan.record)
         # without an announced number, a started frame must still be finished
-        expect_size(path, size, 0, plan.record, frames if announced else -(-size // plan.record))
+        expect_size(path, size, 0, plan.record, frames if announced else -(-size // plan.record), growing=growing)
     kind, scan_shape = _scan(hdr, frames, hdr_path)
     skipped = merlin_series.without_flyback(
         plan, (_count(hdr, "ScanY", hdr_path), _count(hdr, "ScanX", hdr_path)), frames

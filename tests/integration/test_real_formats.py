@@ -198,7 +198,7 @@ def test_events_of_real_counted_data_are_its_frames(
     fused.add(events, 0)
     merged = fused.merge(Ranks())
     assert merged is not None
-    total, moments = merged.values()
+    total, moments = (*merged.values(), *fused.rows(9).values())
     assert (
         int((total.reshape(-1).astype(object) * np.arange(1, total.size + 1)).sum()) == truth["sum_frame"]["weighted"]
     )

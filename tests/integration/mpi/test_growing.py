@@ -127,7 +127,7 @@ def test_a_partial_result_is_right_where_it_covers(
     writer.write(37)
     manifest = until_partial(folder, 37, process)
     with h5py.File(folder / manifest["result"]) as file:
-        covered = file["/entry/coverage/data"][()].ravel()
+        covered = file["/entry/covered/data"][()].ravel()
         total, pattern = file["/com/total/data"][()].ravel(), file["/pattern/sum/data"][()]
         y = file["/com/y/data"][()].ravel()
     writer.write(FRAMES, complete=True)

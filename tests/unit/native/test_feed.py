@@ -179,7 +179,7 @@ def test_frames_of_every_form(
     frames = counts(count, det, dtype, full=flagged)
     flag = int(np.iinfo(dtype).max) if flagged else None
     if marks and form.lead >= 40:
-        form = replace(form, magic=b"MQ1", numbered=999_998)
+        form = replace(form, magic=b"MQ1", numbered=None if form.scattered else 999_998)
     layout = write(tmp_path, frames, replace(form, flag=flag))
     start, stop = sorted(min(b, count) for b in bounds)
     wanted = frames[start:stop].astype(frames.dtype.newbyteorder("="))
