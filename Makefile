@@ -9,6 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+TEST_EXTRAS ?= test,bench
 BENCH ?= detect transfer reduce scale loop
 
 help:  ## Show this list
@@ -17,18 +18,18 @@ help:  ## Show this list
 demo: $(VENV)/.installed-notebook  ## Watch results steer a simulated microscope until its lens is right (no root, no services; some seconds)
 	@exec $(BIN)/emflow demo
 
-test: $(VENV)/.installed-test,bench  ## Run all tests that this machine can run in some minutes; says what it skips and why
+test: $(VENV)/.installed-$(TEST_EXTRAS)  ## Run all tests that this machine can run in some minutes; says what it skips and why
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-test,bench  ## Run the tests that take minutes
+test-slow: $(VENV)/.installed-$(TEST_EXTRAS)  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-test,bench  ## Check style and types
+lint: $(VENV)/.installed-$(TEST_EXTRAS)  ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.installed-test,bench  ## Measure, as JSON on standard output; BENCH="detect reduce" chooses
+bench: $(VENV)/.installed-$(TEST_EXTRAS)  ## Measure, as JSON on standard output; BENCH="detect reduce" chooses
 	@for part in $(BENCH); do $(BIN)/python -m benchmarks "$$part"; done
 
 clean:  ## Remove the environment and everything else that was made
