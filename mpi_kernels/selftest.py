@@ -5,6 +5,7 @@ No path is compared with another one: the answers come from how the frames were 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 import time
@@ -17,13 +18,13 @@ import numpy as np
 
 from mpi_kernels import plan
 from mpi_kernels.compiled import PIXELS
-from mpi_kernels.contract import Header, Kernel, Method, Reading, Recipe, ReductionSpec
+from mpi_kernels.contract import Header, Kernel, Method, Orientation, Reading, Recipe, ReductionSpec
 from mpi_kernels.engine import Reduced, reduce
 from mpi_kernels.errors import KernelError
 from mpi_kernels.exact import ExactScan, disc
 from mpi_kernels.extension import native
 from mpi_kernels.formats.npy import Npy
-from mpi_kernels.protocols import Labels, Masks, Max, Moments, Output, Reduction, Sum, SumSq, Term
+from mpi_kernels.protocols import Block, Labels, Masks, Max, Moments, Output, Reduction, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.weights import sum_dtype
 
@@ -67,24 +68,49 @@ class Everything(Reduction):
         }
 
 
-RECIPE = Recipe(name="selftest", reductions=(ReductionSpec(use="mpi_kernels.selftest:Everything", name="all"),))
+class Brightest(Reduction):
+    """The largest pixel of each frame, in plain numpy: with it Python sees every block."""
+
+    def outputs(self, header: Header) -> Mapping[str, Output]:
+        """One value for each frame."""
+        return {"value": Output(over="scan", dtype=header.dtype)}
+
+    def reduce(self, block: Block, out: Mapping[str, np.ndarray]) -> None:
+        """Look at the block's own frames."""
+        out["value"][...] = block.frames.max(axis=(1, 2))
+
+
+TURNED = Orientation(flip_y=True, flip_x=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to compute: what is stored, and how it is read and reduced."""
+    """One way to compute: what is stored, how it is reduced, and whether Python sees blocks of turned frames."""
 
     stored: str
     method: Method
+    blocks: bool
 
     def __str__(self) -> str:
         m = self.method
-        return f"{self.stored} {m.device} {m.kernel} {m.reading} {m.threads} threads"
+        how = "blocks of turned frames" if self.blocks else "whole"
+        return f"{self.stored} {m.device} {m.kernel} {m.reading} {m.threads} threads, {how}"
+
+    def recipe(self) -> Recipe:
+        """All terms; in blocks, a reduction of its own as well."""
+        reductions = [ReductionSpec(use="mpi_kernels.selftest:Everything", name="all")]
+        if self.blocks:
+            reductions.append(ReductionSpec(use="mpi_kernels.selftest:Brightest", name="brightest"))
+        return Recipe(
+            name="selftest",
+            reductions=tuple(reductions),
+            orientation=TURNED if self.blocks else Orientation(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A path, what it took, and what was wrong; None if nothing was."""
+    """A way, what it took, and what was wrong; None if nothing was."""
 
     path: str
     seconds: float
@@ -95,17 +121,17 @@ class Checked:
 def ways() -> Iterator[Way]:
     """Every way that this machine has."""
     kernels: list[Kernel] = ["numpy"]
+    readings: list[Reading] = ["source"]
     if native is not None:
         kernels += [k for k in get_args(Kernel) if k in native.kernels()]
-    readings: list[Reading] = ["source", "mmap", "read", "direct"]
+        readings += ["mmap", "read", "direct"]
     for stored, kernel, reading, threads in itertools.product(STORED, kernels, readings, (1, 2)):
-        known = np.dtype(stored).name in PIXELS
-        if (known or kernel == "numpy") and (kernel != "numpy" or threads == 1):
-            yield Way(stored, Method(kernel=kernel, reading=reading, threads=threads))
+        if kernel == "numpy" or np.dtype(stored).name in PIXELS:
+            yield Way(stored, Method(kernel=kernel, reading=reading, threads=threads), blocks=threads == 1)
 
 
 def run(ranks: Ranks) -> list[Checked]:
-    """Try all paths; every rank calls it, and rank 0 gets what was found."""
+    """Try all ways; every rank calls it, and rank 0 gets what was found."""
     with tempfile.TemporaryDirectory(prefix="emflow-selftest-") as name:
         folder = ranks.broadcast(name.encode() if ranks.rank == 0 else None).decode()
         files = {}
@@ -131,7 +157,8 @@ def _try(way: Way, file: Path, ranks: Ranks) -> Checked | None:
     try:
         source = Npy().open(str(file))
         try:
-            reduced = reduce(plan.make(RECIPE, source.header), source, ranks, method=way.method, block_bytes=4096)
+            planned = plan.make(way.recipe(), source.header)
+            reduced = reduce(planned, source, ranks, method=way.method, block_bytes=4096)
         finally:
             source.close()
     except KernelError as error:
@@ -141,31 +168,55 @@ def _try(way: Way, file: Path, ranks: Ranks) -> Checked | None:
     if ranks.rank:
         return None
     if reduced is not None:
-        wrong = _compare(_scan(way.stored), reduced)
+        wrong = _other_than(way, reduced) or _compare(way, reduced)
     used = reduced.method if reduced is not None else {}
     return Checked(str(way), round(time.perf_counter() - before, 6), wrong, used)
 
 
-def _compare(scan: ExactScan, reduced: Reduced) -> str | None:
+def _other_than(way: Way, reduced: Reduced) -> str | None:
+    """What was used instead of what was asked for: a silent way back to numpy would give the right numbers."""
+    asked = {"kernel": way.method.kernel, "reading": way.method.reading}
+    used = {name: reduced.method[name] for name in asked}
+    return None if used == asked else f"{used} instead of {asked}: {reduced.method.get('why', '')}"
+
+
+def _compare(way: Way, reduced: Reduced) -> str | None:
     """What differs from the answers, in plain words.  All sums are small enough to be exact in float64 too."""
     found = reduced.arrays["all"]
-    frames = scan.frames(0, scan.count).astype(np.int64)
-    y, x = np.indices(DET)
     squares = found["squares"]
-    wanted = {
-        "sum": scan.sum_frame(),
-        "max": frames.max(axis=0),
-        "disc": scan.virtual(DISC)[:, None],
-        "weighted": np.stack([scan.virtual(w) for w in WEIGHTS], axis=1),
-        "quadrants": np.stack([scan.virtual(k == QUADRANTS) for k in range(4)], axis=1),
-        "moments": np.stack([scan.totals(), scan.virtual(y), scan.virtual(x)], axis=1),
-        "squares": (frames * frames).sum(axis=0),
-    }
     got = found | {"squares": squares[0] * 2**32 + squares[1] if squares.dtype.kind == "u" else squares}
-    for name, want in wanted.items():
-        if not np.array_equal(got[name].reshape(want.shape), want):
+    if way.blocks:
+        got |= {"brightest": reduced.arrays["brightest"]["value"]}
+    for name, want in _answers(np.dtype(way.stored).name, turned=way.blocks).items():
+        if name in got and not np.array_equal(got[name].reshape(want.shape), want):
             return f"{name} is {got[name].ravel()[:3]} ... instead of {want.ravel()[:3]} ..."
-    empty = int((scan.gains() == 0).sum())
+    empty = int((_scan(way.stored).gains() == 0).sum())
     if reduced.quality.empty_frames != empty:
         return f"{reduced.quality.empty_frames} frames are empty instead of {empty}"
     return None
+
+
+@functools.cache
+def _answers(dtype: str, *, turned: bool) -> dict[str, np.ndarray]:
+    """What every term must give, made without adding up frames where that can be."""
+    scan = _scan(dtype)
+    frames = scan.frames(0, scan.count).astype(np.int64)
+    y, x = np.indices(DET)
+
+    def seen(weights: np.ndarray) -> np.ndarray:
+        """Sums over weights that lie on the turned frame."""
+        return scan.virtual(weights[::-1, ::-1] if turned else weights)
+
+    def shown(image: np.ndarray) -> np.ndarray:
+        return image[::-1, ::-1] if turned else image
+
+    return {
+        "sum": shown(scan.sum_frame()),
+        "max": shown(frames.max(axis=0)),
+        "squares": shown((frames * frames).sum(axis=0)),
+        "disc": seen(DISC)[:, None],
+        "weighted": np.stack([seen(w) for w in WEIGHTS], axis=1),
+        "quadrants": np.stack([seen(k == QUADRANTS) for k in range(4)], axis=1),
+        "moments": np.stack([scan.totals(), seen(y), seen(x)], axis=1),
+        "brightest": frames.max(axis=(1, 2)),
+    }

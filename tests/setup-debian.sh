@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what the tests need from Debian or Ubuntu: strace, shellcheck, g++, and venv for Python.  Safe to run again.
+# Installs what the tests need from Debian or Ubuntu: strace, shellcheck, compilers, and Python's venv and headers.  Safe to run again.
 set -euo pipefail
 
 missing=()
@@ -7,6 +7,8 @@ command -v strace >/dev/null || missing+=(strace)
 command -v shellcheck >/dev/null || missing+=(shellcheck)
 command -v g++ >/dev/null || missing+=(g++)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+python3 -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("include")) / "Python.h").stat()' 2>/dev/null \
+    || missing+=(python3-dev)
 
 if [[ ${#missing[@]} -eq 0 ]]; then
     echo "setup-debian: nothing is missing"
