@@ -7,9 +7,10 @@ import os
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.errors import MissingData
+from mpi_kernels.errors import Incomplete, MissingData
 from mpi_kernels.formats.access import os_errors
-from mpi_kernels.formats.plan import check_request
+from mpi_kernels.formats.plan import c_order, check_request
+from mpi_kernels.protocols import Source
 
 PIECE_BYTES = 8 << 20
 """Bytes read at a time, or one plane where that is more; bounds the memory of a source."""
@@ -118,3 +119,14 @@ class FortranSource:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def array_source(header: Header, path: str, start: int, dtype: np.dtype, *, fortran: bool) -> Source:
+    """The source of a plain array that begins at byte ``start``, in either order."""
+    return FortranSource(header, path, start, dtype) if fortran else c_order(header, path, start, dtype)
+
+
+def refuse_growing(path: str, *, fortran: bool) -> None:
+    """Raise `Incomplete` for an array in Fortran order that is still being written."""
+    if fortran:
+        raise Incomplete("in Fortran order no frame is whole before the last byte", path=path, next_step="wait")

@@ -20,10 +20,9 @@ from mpi_kernels.formats.access import (
     size_of,
     starts_like,
 )
-from mpi_kernels.formats.fortran import WARNING, FortranSource
+from mpi_kernels.formats.fortran import WARNING, array_source
 from mpi_kernels.formats.npy import Array, read_header
 from mpi_kernels.formats.pixels import delivered_dtype, split_shape
-from mpi_kernels.formats.plan import c_order
 from mpi_kernels.protocols import Source
 
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
@@ -62,9 +61,7 @@ class Ndata:
     def open(self, path: str) -> Source:
         """Open for reading frames; raises what ``probe`` raises."""
         header, array = _probe(path)
-        if array.fortran:
-            return FortranSource(header, path, array.start, array.dtype)
-        return c_order(header, path, array.start, array.dtype)
+        return array_source(header, path, array.start, array.dtype, fortran=array.fortran)
 
 
 def _probe(path: str) -> tuple[Header, Array]:

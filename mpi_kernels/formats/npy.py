@@ -21,9 +21,8 @@ from mpi_kernels.formats.access import (
     size_of,
     starts_like,
 )
-from mpi_kernels.formats.fortran import WARNING, FortranSource
+from mpi_kernels.formats.fortran import WARNING, array_source, refuse_growing
 from mpi_kernels.formats.pixels import delivered_dtype, split_shape, stored_dtype
-from mpi_kernels.formats.plan import c_order
 from mpi_kernels.protocols import Source
 
 MAGIC = b"\x93NUMPY"
@@ -68,28 +67,22 @@ class Npy:
 
     def probe_growing(self, path: str) -> Header:
         """Read the array's header; the size may still be less."""
-        return _grows(*_probe(path, growing=True), path)[0]
+        return _probe(path, growing=True)[0]
 
     def open_growing(self, path: str) -> Source:
         """Open it while it is written, frame after frame."""
-        return _open(path, *_grows(*_probe(path, growing=True), path))
+        return _open(path, *_probe(path, growing=True))
 
 
 def _open(path: str, header: Header, array: Array) -> Source:
-    if array.fortran:
-        return FortranSource(header, path, array.start, array.dtype)
-    return c_order(header, path, array.start, array.dtype)
-
-
-def _grows(header: Header, array: Array, path: str) -> tuple[Header, Array]:
-    if array.fortran:
-        raise Incomplete("in Fortran order no frame is whole before the last byte", path=path, next_step="wait")
-    return header, array
+    return array_source(header, path, array.start, array.dtype, fortran=array.fortran)
 
 
 def _probe(path: str, *, growing: bool = False) -> tuple[Header, Array]:
     size = size_of(path)
     array = read_header(path)
+    if growing:
+        refuse_growing(path, fortran=array.fortran)
     kind, scan_shape, det_shape = split_shape(array.shape, path)
     frames = int(np.prod(scan_shape, dtype=object)) if scan_shape else 1
     frame_bytes = array.dtype.itemsize * det_shape[0] * det_shape[1]

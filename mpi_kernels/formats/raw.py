@@ -12,9 +12,8 @@ from mpi_kernels.contract import Header
 from mpi_kernels.errors import FormatError, Incomplete, NotThisFormat
 from mpi_kernels.formats import nion
 from mpi_kernels.formats.access import check_caps, expect_size, json_object, member, sibling, size_of
-from mpi_kernels.formats.fortran import WARNING, FortranSource
+from mpi_kernels.formats.fortran import WARNING, array_source, refuse_growing
 from mpi_kernels.formats.pixels import delivered_dtype, split_shape, stored_dtype
-from mpi_kernels.formats.plan import c_order
 from mpi_kernels.protocols import Source
 
 _KEYS = ("shape", "dtype", "order", "offset", "dimensional_calibrations", "intensity_calibration", "metadata")
@@ -53,23 +52,15 @@ class Raw:
 
     def probe_growing(self, path: str) -> Header:
         """Read the sidecar; the size may still be less."""
-        return _grows(*_probe(path, growing=True), path)[0]
+        return _probe(path, growing=True)[0]
 
     def open_growing(self, path: str) -> Source:
         """Open it while it is written, frame after frame."""
-        return _open(path, *_grows(*_probe(path, growing=True), path))
+        return _open(path, *_probe(path, growing=True))
 
 
 def _open(path: str, header: Header, layout: _Layout) -> Source:
-    if layout.fortran:
-        return FortranSource(header, path, layout.offset, layout.dtype)
-    return c_order(header, path, layout.offset, layout.dtype)
-
-
-def _grows(header: Header, layout: _Layout, path: str) -> tuple[Header, _Layout]:
-    if layout.fortran:
-        raise Incomplete("in Fortran order no frame is whole before the last byte", path=path, next_step="wait")
-    return header, layout
+    return array_source(header, path, layout.offset, layout.dtype, fortran=layout.fortran)
 
 
 def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Layout]:
@@ -78,6 +69,8 @@ def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Layout]:
         raise NotThisFormat(f"raw data end in {', '.join(Raw.suffixes)}", path=path)
     size = size_of(path)
     layout = _layout(path, suffix)
+    if growing:
+        refuse_growing(path, fortran=layout.fortran)
     kind, scan_shape, det_shape = split_shape(layout.shape, layout.sidecar)
     frames, frame_bytes = math.prod(scan_shape), layout.dtype.itemsize * math.prod(det_shape)
     check_caps(layout.sidecar, frames, frame_bytes)
