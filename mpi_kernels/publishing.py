@@ -25,10 +25,14 @@ def publish_result(
     begin : float
         When the job began, by `time.perf_counter`.
     """
+    from concurrent.futures import ThreadPoolExecutor  # brings logging along: only for who publishes
+
     try:
         before = time.perf_counter()
-        digest = result.write(folder / RESULT_H5, job, plan, reduced)
-        jsonfile.publish(folder / PREVIEW_FILE, preview.contact_sheet(list(result.maps(plan, reduced))))
+        with ThreadPoolExecutor(1) as beside:  # the picture costs as much as the file, and needs nothing of it
+            drawn = beside.submit(_draw, folder / PREVIEW_FILE, plan, reduced)
+            digest = result.write(folder / RESULT_H5, job, plan, reduced)
+            drawn.result()
         now = time.perf_counter()
         reduced.seconds |= {"write": now - before, "total": now - begin}
         manifest = _manifest(job, plan, reduced, RESULT_H5, digest, ranks=ranks, preview_file=PREVIEW_FILE)
@@ -39,6 +43,11 @@ def publish_result(
                 (folder / name).unlink(missing_ok=True)
         raise
     return manifest
+
+
+def _draw(path: Path, plan: Plan, reduced: Reduced) -> None:
+    """Write the preview; that its name survives a power cut is left to what is published after it."""
+    jsonfile.replace(path, preview.contact_sheet(list(result.maps(plan, reduced))))
 
 
 def publish_partial(folder: Path, number: int, job: JobSpec, plan: Plan, reduced: Reduced, *, ranks: int) -> None:

@@ -33,6 +33,10 @@ from mpi_kernels.protocols import Output
 PROGRAM = f"mpi_kernels {__version__}"
 
 
+Axes = dict[tuple[Axis, int], Any]
+"""Datasets of axes that are in the file already, by axis and length."""
+
+
 def maps(plan: Plan, reduced: Reduced) -> Iterator[tuple[str, np.ndarray]]:
     """All maps as ``(<reduction>/<output>, array)``, in the recipe's order."""
     for step in plan.steps:
@@ -87,11 +91,12 @@ def _write(backing: Backing, job: JobSpec, plan: Plan, reduced: Reduced) -> None
         first = plan.steps[0].spec.name
         _attributes(entry, NX_class="NXentry", default=first, emd_group_type="root", python_class="Root")
         entry["title"] = plan.recipe.name
+        known: Axes = {}
         for step in plan.steps:
-            _write_step(entry, step, plan, reduced)
+            _write_step(entry, step, plan, reduced, known)
             file[step.spec.name] = h5py.SoftLink(f"/entry/{step.spec.name}")
         if not reduced.covered.all():
-            _write_coverage(entry.create_group("covered"), plan, reduced)
+            _write_coverage(entry.create_group("covered"), plan, reduced, known)
         for name, events in reduced.events.items():
             electrons.write(entry[name], events, plan.header)
             if electrons.GROUP not in file:  # stempy opens this file as one of its own
@@ -100,27 +105,27 @@ def _write(backing: Backing, job: JobSpec, plan: Plan, reduced: Reduced) -> None
         _write_process(entry.create_group("process"), job, plan, reduced)
 
 
-def _write_step(entry: Any, step: Step, plan: Plan, reduced: Reduced) -> None:
+def _write_step(entry: Any, step: Step, plan: Plan, reduced: Reduced, known: Axes) -> None:
     name = step.spec.name
     group = entry.create_group(name)
     default = next(iter(step.outputs), "")
     _attributes(group, NX_class="NXcollection", default=default, emd_group_type="node", python_class="Node")
     for output, declared in step.outputs.items():
         axes = output_axes(declared, plan.header)
-        _write_map(group.create_group(output), name, declared, axes, reduced.arrays[name][output])
+        _write_map(group.create_group(output), name, declared, axes, reduced.arrays[name][output], known)
     scalars = group.create_group("scalars")
     _attributes(scalars, NX_class="NXcollection")
     for key, value in reduced.scalars[name].items():
         scalars[printable(key).replace("/", "_")] = _stored(value)
 
 
-def _write_coverage(group: Any, plan: Plan, reduced: Reduced) -> None:
+def _write_coverage(group: Any, plan: Plan, reduced: Reduced, known: Axes) -> None:
     """Which positions of a partial result are measured: 1, else 0; the maps are 0 or NaN there."""
     declared = Output(over="scan", dtype="uint8", long_name="1 where a frame was there")
-    _write_map(group, "covered", declared, output_axes(declared, plan.header), reduced.covered.astype(np.uint8))
+    _write_map(group, "covered", declared, output_axes(declared, plan.header), reduced.covered.astype(np.uint8), known)
 
 
-def _write_map(group: Any, title: str, output: Output, axes: tuple[Axis, ...], array: np.ndarray) -> None:
+def _write_map(group: Any, title: str, output: Output, axes: tuple[Axis, ...], array: np.ndarray, known: Axes) -> None:
     import h5py
 
     if array.ndim == 0:  # no reader knows a map without axes
@@ -136,15 +141,20 @@ def _write_map(group: Any, title: str, output: Output, axes: tuple[Axis, ...], a
     _attributes(data, units=output.unit, long_name=long_name, interpretation=kind)
     for i, (name, axis, n) in enumerate(zip(names, axes, array.shape, strict=True)):
         positions = axis.offset + axis.scale * np.arange(max(n, 2), dtype=np.float64)
-        _write_axis(group, name, axis, positions[:n])
+        _write_axis(group, name, axis, positions[:n], known)
         if n > 1:
             group[f"dim{i}"] = h5py.SoftLink(f"{group.name}/{name}")
         else:  # a step can be read from two positions only; EMD takes two for a linear axis of any length
-            _write_axis(group, f"dim{i}", axis, positions)
+            _write_axis(group, f"dim{i}", axis, positions, known)
 
 
-def _write_axis(group: Any, name: str, axis: Axis, positions: np.ndarray) -> None:
-    dataset = group.create_dataset(name, data=positions)
+def _write_axis(group: Any, name: str, axis: Axis, positions: np.ndarray, known: Axes) -> None:
+    """An axis of a map; maps with the same axis have the same dataset, by another hard link."""
+    same = known.get((axis, len(positions)))
+    if same is not None:
+        group[name] = same
+        return
+    known[axis, len(positions)] = dataset = group.create_dataset(name, data=positions)
     label = f"{axis.name} ({axis.unit})" if axis.unit else axis.name
     _attributes(dataset, units=axis.unit, long_name=label, name=axis.name)
 
