@@ -86,7 +86,7 @@ def reduce(
     visit = Visit(plan, source, ranks, method=method, block_bytes=block_bytes, choosing=choosing)
     try:
         visit.add(*ranks.share(frames, visit.align), progress)
-        return visit.merged()
+        return visit.merged(last=True)
     finally:
         visit.close()
 
@@ -184,8 +184,14 @@ class Visit:
                 if events is not None:
                     self._events[step.spec.name].append(events)
 
-    def merged(self) -> Reduced | None:
-        """All that the ranks have so far, finished, on rank 0; None elsewhere.  Every rank calls it."""
+    def merged(self, *, last: bool = False) -> Reduced | None:
+        """All that the ranks have so far, finished, on rank 0; None elsewhere.  Every rank calls it.
+
+        Parameters
+        ----------
+        last : bool
+            Nothing is added afterwards, so that ``end`` may have the accumulators themselves and needs no copies.
+        """
         before = time.perf_counter()
         ranks, frames = self.ranks, self.plan.header.frames
         where = places(ranks, self._ranges)
@@ -195,7 +201,7 @@ class Visit:
             whole = gather(ranks, rows, where, frames)
             if whole is not None:
                 arrays[term] = whole.reshape((*self.plan.header.scan_shape, *whole.shape[1:]))
-        own = {s.spec.name: self._merged(s, where) for s in self.plan.steps if not s.terms}
+        own = {s.spec.name: self._merged(s, where, last=last) for s in self.plan.steps if not s.terms}
         events = {n: electrons.collected(p, self._ranges, where, ranks, frames) for n, p in self._events.items()}
         seconds = self._seconds | {"merge": time.perf_counter() - before}
         reports = ranks.gather_json({"seconds": seconds, "quality": asdict(terms.quality)})
@@ -215,8 +221,8 @@ class Visit:
         found.events = {name: whole for name, whole in events.items() if whole is not None}
         return found
 
-    def _merged(self, step: Step, where: list[Range] | None) -> dict[str, np.ndarray]:
-        """Outputs of a reduction of its own, merged between ranks."""
+    def _merged(self, step: Step, where: list[Range] | None, *, last: bool) -> dict[str, np.ndarray]:
+        """Outputs of a reduction of its own, merged between ranks; ``end`` may write into them."""
         found = {}
         for name, array in self._own[step.spec.name].items():
             output = step.outputs[name]
@@ -225,7 +231,8 @@ class Visit:
             else:
                 whole = self.ranks.reduce(array, output.merge)
             if whole is not None:
-                found[name] = whole
+                # one rank merges nothing: without a copy, `end` would write into what further frames are added to
+                found[name] = whole if last or not np.may_share_memory(whole, array) else whole.copy()
         return found
 
     def close(self) -> None:

@@ -123,7 +123,7 @@ def follow(
                     publish(number, reduced)
             if leader is not None:
                 leader.check(done)
-        return visit.merged(), None if leader is None else leader.digest
+        return visit.merged(last=True), None if leader is None else leader.digest
     finally:
         visit.close()
 

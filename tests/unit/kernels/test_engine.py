@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_kernels import engine
-from mpi_kernels.contract import Header, Orientation
+from mpi_kernels import engine, plan
+from mpi_kernels.contract import Header, Orientation, Recipe
 from mpi_kernels.errors import KernelError, MissingData, RecipeError
 from mpi_kernels.fused import Fused
 from mpi_kernels.protocols import Block, Labels, Masks, Max, Moments, Output, Reduction, Sum, SumSq
@@ -220,6 +220,44 @@ def test_a_reduction_of_its_own_is_merged_as_it_declares(kernel: SimpleNamespace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InPlace(Reduction):
+    """Divides where it stands, as one does in numpy."""
+
+    def outputs(self, header: Header) -> Mapping[str, Output]:
+        return {"mean": Output(over="frame", shape=header.det_shape), "total": Output(over="scan")}
+
+    def reduce(self, block: Block, out: Mapping[str, np.ndarray]) -> None:
+        out["mean"][...] += block.frames.sum(axis=0)
+        out["total"][...] = block.frames.sum(axis=(1, 2))
+
+    def end(
+        self, arrays: Mapping[str, np.ndarray], header: Header
+    ) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
+        for array in arrays.values():
+            np.divide(array, header.frames, out=array)
+        return arrays, {}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_end_that_writes_in_place_harms_no_later_result(kernel: SimpleNamespace, ranks: int) -> None:
+    data = np.random.default_rng(4).integers(0, 99, (8, 3, 4)).astype(np.uint16)
+
+    def twice(which: Ranks) -> engine.Reduced | None:
+        source = kernel.Memory(data, "stack")
+        recipe = Recipe(name="r", reductions=(kernel.spec(f"{__name__}:InPlace", "own"),))
+        visit = engine.Visit(plan.make(recipe, source.header), source, which)
+        for start in (0, 4):
+            visit.add(*which.share_of(start, start + 4))
+            found = visit.merged()
+        return found
+
+    found = twice(Ranks()) if ranks == 1 else kernel.on_ranks(ranks, twice)[0]
+    own = found.arrays["own"]
+    np.testing.assert_array_equal(own["mean"], data.sum(axis=0) / 8)
+    np.testing.assert_array_equal(own["total"], data.sum(axis=(1, 2)) / 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Liar(Reduction):
     """Declares another dtype than it returns."""
 
@@ -243,9 +281,6 @@ def test_a_source_that_lacks_a_frame_ends_it(kernel: SimpleNamespace) -> None:
             if stop > 4:
                 raise MissingData("ends early", path="x.npy", frame=max(start, 4))
             super().frames(start, stop, out)
-
-    from mpi_kernels import plan
-    from mpi_kernels.contract import Recipe
 
     source = Short(data, "stack")
     made = plan.make(Recipe(name="r", reductions=(kernel.spec("pattern"),)), source.header)
