@@ -197,8 +197,6 @@ def _on_cpu(
 
 
 def _feed(source: Source, method: Method, threads: int, why: list[str]) -> Feed | None:
-    if isinstance(source, Feed):
-        return source
     if method.reading == "source" or source.layout is None:
         return None
     refused = Feed.can(source.header, source.layout)

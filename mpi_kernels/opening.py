@@ -37,7 +37,9 @@ def open_source(job: JobSpec, ranks: Ranks) -> Source:
         return source
     told, where = ranks.broadcast(None), ranks.broadcast(None)
     if where:
-        return _from_layout(_decoded(told), Layout.from_bytes(where), job.method)
+        found = _from_layout(_decoded(told), Layout.from_bytes(where), job.method)
+        if found is not None:
+            return found
     source = _opened(job)
     if _encoded(source.header) != told:
         theirs = _decoded(told)
@@ -72,10 +74,13 @@ def _decoded(data: bytes) -> Header:
     return jsonfile.from_plain(Header, json.loads(data))
 
 
-def _from_layout(header: Header, layout: Layout, method: Method) -> Source:
-    if layout.codec:  # only the compiled readers decode
-        return Feed(header, layout, reading="auto" if method.reading == "source" else method.reading)
-    return LayoutSource(header, layout)
+def _from_layout(header: Header, layout: Layout, method: Method) -> Source | None:
+    """A source without the file's format; None where only the format can undo the compression."""
+    if not layout.codec:
+        return LayoutSource(header, layout)
+    if Feed.can(header, layout) is not None:  # a record is too large for them, or they are not compiled here
+        return None
+    return Feed(header, layout, reading="auto" if method.reading == "source" else method.reading)
 
 
 def _told(header: Header) -> str:
