@@ -91,11 +91,11 @@ def _header(path: str, scan_shape: tuple[int, ...], shape: tuple[int, int], stor
 def _plain(path: str, size: int, found: Sequence[Page]) -> tuple[Header, Layout]:
     first = found[0]
     scan_shape, stated = _stated(path, first, len(found))
+    check_caps(path, max(stated, len(found)), first.size)
     offsets = np.array([p.offset for p in found], np.int64)
     if stated > len(found) == 1:
         check_table(path, stated)
         offsets = first.offset + first.size * np.arange(stated, dtype=np.int64)
-    check_caps(path, len(offsets), first.size)
     late = np.flatnonzero(offsets + first.size > size)
     if late.size or len(offsets) < stated:
         whole = int(late[0]) if late.size else len(offsets)

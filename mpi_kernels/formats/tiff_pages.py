@@ -14,6 +14,9 @@ MAX_PAGES = 1 << 21
 MAX_TAGS = 4096
 MAX_STRIPS = 1 << 16
 TEXT_LIMIT = 1 << 16
+FARTHEST = 1 << 62
+"""Behind the end of every file."""
+
 WINDOW = 1 << 16
 """Bytes read at once: directories are small and often lie close together."""
 
@@ -56,7 +59,7 @@ class _File:
     def at(self, offset: int, count: int) -> bytes:
         if not self._start <= offset <= offset + count <= self._start + len(self._data):
             with os_errors(self.path):
-                self._data = os.pread(self._fd, max(count, WINDOW), min(offset, 1 << 62))
+                self._data = os.pread(self._fd, max(count, WINDOW), min(offset, FARTHEST))
             self._start = offset
         piece = self._data[offset - self._start : offset - self._start + count]
         if len(piece) < count:
@@ -168,4 +171,5 @@ def _page(path: str, order: str, tags: Mapping[int, Sequence[int | bytes]], *, d
         )
     text = tags.get(DESCRIPTION, (b"",))[0]
     words = text.rstrip(b"\0").decode("utf-8", "replace") if described and isinstance(text, bytes) else ""
-    return Page(shape, f"{order}{kind}{bits // 8}", offsets[0], words)
+    offset = min(offsets[0], FARTHEST)  # of 64 bits in BigTIFF: what reads must be able to count beyond it
+    return Page(shape, f"{order}{kind}{bits // 8}", offset, words)

@@ -51,6 +51,21 @@ def test_every_kind_of_plain_page(
     np.testing.assert_array_equal(found, scan.frames(0, frames))
 
 
+@pytest.mark.parametrize(("tag", "value", "error"), [(273, (1 << 63) + 5, Incomplete), (256, 1 << 60, FormatError)])
+@pytest.mark.parametrize("description", ["", "ImageJ=1.54f\nimages=6\n"])
+def test_numbers_that_no_file_can_have(
+    tmp_path: Path, tag: int, value: int, error: type[KernelError], description: str
+) -> None:
+    values = {256: 4, 257: 4, 258: 16, 259: 1, 273: 256, 279: value * 8 if tag == 256 else 32} | {tag: value}
+    entries = [struct.pack("<HHQQ", t, 16, 1, v) for t, v in values.items()]
+    entries.append(struct.pack("<HHQQ", 270, 2, 1 + len(description), 512))
+    head = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, len(entries)) + b"".join(entries) + bytes(8)
+    path = tmp_path / "a.tif"
+    path.write_bytes(head.ljust(512, b"\0") + description.encode() + bytes(4096))
+    with pytest.raises(error):
+        Tiff().probe(os.fspath(path))
+
+
 @pytest.mark.parametrize(
     ("description", "scan_shape", "rule"),
     [
