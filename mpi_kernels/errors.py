@@ -2,7 +2,8 @@
 
 KernelError
 ├── FormatError         the bytes are not, and never will be, a valid file of the format
-│   └── NotThisFormat   another format may know the file
+│   ├── NotThisFormat   another format may know the file
+│   └── PartOfAnother   a further file of an acquisition that has another main file
 ├── Incomplete          the writer is not done; ask again later
 ├── MissingData         a frame that should be there is not (never replaced by zeros)
 ├── RecipeError         the recipe does not fit the data or names something unknown
@@ -59,6 +60,12 @@ class NotThisFormat(FormatError):
     """Another format may know the file."""
 
     code = "not-this-format"
+
+
+class PartOfAnother(FormatError):
+    """A further file of an acquisition that has another main file."""
+
+    code = "part"
 
 
 class Incomplete(KernelError):

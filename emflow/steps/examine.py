@@ -12,7 +12,7 @@ from emflow.steps.context import Context, Look, log
 from emflow.steps.notice import forget, quarantine
 from emflow.watch.closed import writer_is_gone
 from mpi_kernels.contract import Header
-from mpi_kernels.errors import FormatError, Incomplete, KernelError, printable
+from mpi_kernels.errors import FormatError, Incomplete, KernelError, PartOfAnother, printable
 
 LINK = "is a symbolic link; emflow does not follow links on a share"
 
@@ -157,7 +157,12 @@ def _not_yet(context: Context, look: Look, main: Fingerprint, error: KernelError
     settled = context.settling.observe(acquisition.id, (main,), "exact", closed=False, now=now) == "ready"
     unchanged_s = context.settling.stalled_for(acquisition.id, now)
     look.waiting = not settled
-    if isinstance(error, FormatError) and settled:
+    if isinstance(error, PartOfAnother) and settled:
+        context.journal.move_acquisition(
+            acquisition.id, acquisition.state, AcquisitionState.SUPERSEDED, reason=error.message
+        )
+        forget(context, acquisition)
+    elif isinstance(error, FormatError) and settled:
         quarantine(context, acquisition, str(error))
     elif isinstance(error, Incomplete) and unchanged_s >= scan.quarantine_s:
         quarantine(context, acquisition, f"unchanged for {unchanged_s:.0f} s and incomplete: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from mpi_kernels.errors import FormatError, Incomplete, printable
+from mpi_kernels.errors import FormatError, Incomplete, PartOfAnother, printable
 from mpi_kernels.formats.access import os_errors
 
 MAX_PARTS = 100_000
@@ -30,7 +30,7 @@ def numbered(path: str, rule: re.Pattern[str], first: int | None = None) -> tupl
 
     Raises
     ------
-    FormatError
+    PartOfAnother
         ``path`` is a later part.
     Incomplete
         A part is missing between others.
@@ -54,7 +54,7 @@ def numbered(path: str, rule: re.Pattern[str], first: int | None = None) -> tupl
         first = 0 if 0 in found else 1
     if int(own["number"]) != first and first in found:
         main = printable(os.path.basename(found[first]))  # noqa: PTH119
-        raise FormatError(f"it is a later part of {main}", path=path, next_step=f"name {main}: it brings its parts")
+        raise PartOfAnother(f"it is a later part of {main}", path=path, next_step=f"name {main}: it brings its parts")
     numbers = range(first, first + len(found))
     gap = next((n for n in numbers if n not in found), None)
     if gap is not None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.errors import FormatError, Incomplete, NotThisFormat
+from mpi_kernels.errors import FormatError, Incomplete, NotThisFormat, PartOfAnother
 from mpi_kernels.formats import nion
 from mpi_kernels.formats.access import check_caps, expect_size, json_object, member, sibling, size_of
 from mpi_kernels.formats.fortran import WARNING, array_source, refuse_growing
@@ -95,6 +95,8 @@ def _probe(path: str, *, growing: bool = False) -> tuple[Header, _Layout]:
 
 def _layout(path: str, suffix: str) -> _Layout:
     sidecar = sibling(path, ".json")
+    if sidecar is None and sibling(path, ".rpl") is not None:
+        raise PartOfAnother("it is the data of the .rpl beside it", path=path, next_step="name the .rpl")
     if sidecar is None:
         raise Incomplete(
             "raw data say nothing about themselves, and no sidecar <stem>.json is there yet",

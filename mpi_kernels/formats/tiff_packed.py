@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ def _library(path: str) -> Iterator[Any]:
     """An opened ``tifffile.TiffFile``; whatever goes wrong in it is one of our errors."""
     try:
         import tifffile
+
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # of damage it tells stderr as well as its caller
     except ImportError as error:
         raise FormatError(
             "its pixels are compressed, and tifffile is not installed",

@@ -14,6 +14,8 @@ import pytest
 
 from emflow.records import AcquisitionState
 from emflow.steps.examine import examine
+from emflow.synthetic_vendor import write_tvips
+from mpi_kernels.exact import ExactScan
 
 S = AcquisitionState
 
@@ -223,3 +225,13 @@ def test_members_are_told_by_their_path_on_the_share(bench, name: str, good) -> 
     (member,) = bench.context.runs.read_acquisition(found.day, found.id).transfer.members
     assert member.relpath == name.encode()
     assert Path(bench.context.runs.read_acquisition(found.day, found.id).transfer.path).is_relative_to(bench.folder)
+
+
+def test_a_further_file_of_another_acquisition_is_none_of_its_own(bench) -> None:
+    scan = ExactScan((2, 6), (8, 8), "uint16", seed=1)
+    write_tvips(scan, bench.share / "a_000.tvips", parts=(5,))
+    bench.work(30)
+    found = {a.name: a for state in S for a in bench.context.journal.walk(state)}
+    assert {name: a.state for name, a in found.items()} == {"a_000.tvips": S.DONE, "a_001.tvips": S.SUPERSEDED}
+    assert found["a_000.tvips"].frames == 12
+    assert found["a_001.tvips"].reason == "it is a later part of a_000.tvips"
