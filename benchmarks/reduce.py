@@ -76,7 +76,9 @@ def main(args: argparse.Namespace) -> dict[str, object]:
 
 def report(bench: Bench, rows: list[dict[str, Any]]) -> dict[str, object]:
     """Rows with the facts that they share."""
-    bounds = [(row["row"], asked) for row in rows for asked in row["asked"]]
+    bounds = (
+        [] if bench.quick else [(row["row"], asked) for row in rows for asked in row["asked"]]
+    )  # too small to judge
     verdicts = {True: "met", False: "missed", None: "not_measured"}
     found: dict[str, list[str]] = {word: [] for word in verdicts.values()}
     for row, asked in bounds:

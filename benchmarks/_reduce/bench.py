@@ -122,8 +122,8 @@ class Bench:
 
     def ours(self, file: File, recipe: str, note: str = "", **method: Any) -> Run:
         """The kernels, kept warm, as a contestant."""
-        request = {"path": str(file.path), "format": file.format, "recipe": recipe}
-        request["method"] = {"threads": self.threads, **method}
+        how = {"threads": self.threads, **method}
+        request = {"path": str(file.path), "format": file.format, "recipe": recipe, "method": how}
 
         def run() -> tuple[float, float | None]:
             answer = self.worker.ask(**request)

@@ -30,10 +30,7 @@ def _row(bench: Bench, file: File, name: str, asked: list[Asked] | None = None) 
     contestants: dict[str, Run] = {
         OURS: _from_disk(bench, file, bench.ours(file, "fused", name)),
         DD: _from_disk(bench, file, lambda: (dd(file.path), None)),
-        **{
-            n: _from_disk(bench, file, r)
-            for n, r in bench.peers.libertem(file.path, "fused", file.truth, every=False).items()
-        },
+        **{n: _from_disk(bench, file, r) for n, r in bench.peers.libertem(file.path, "fused", file.truth).items()},
     }
     return fought(bench, file, name, contestants, [Asked(DD, 0.85)] if asked is None else asked, warm=False)
 

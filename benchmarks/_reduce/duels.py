@@ -22,7 +22,7 @@ def row(
     contestants: dict[str, Run] = {
         OURS: bench.ours(file, recipe, name),
         **({LIMIT: bench.limit(file)} if file.plain else {}),
-        **bench.peers.libertem(file.path, recipe, file.truth, every=not bench.quick),
+        **bench.peers.libertem(file.path, recipe, file.truth),
         **(extra or {}),
     }
     contestants[OURS]()  # once, as the peers were
@@ -48,8 +48,9 @@ def raw(bench: Bench) -> Iterator[Row]:
     with bench.file("A") as file:
         yield row(bench, file, "fused", "raw uint16, fused", [Asked(LIBERTEM, 8), Asked(LIMIT, 0.85)])
         yield row(bench, file, "sum", "raw uint16, sum", [])
-        yield row(bench, file, "mask", "raw uint16, 1 mask", [], _stempy(bench, file, "mask"))
-        yield row(bench, file, "masks", "raw uint16, 3 masks + total", [], _stempy(bench, file, "masks"))
+        yield row(bench, file, "mask", "raw uint16, 1 mask", [])
+        stempy = bench.peers.other("stempy", file.path, "masks", file.truth)
+        yield row(bench, file, "masks", "raw uint16, 3 masks + total", [], stempy)
         yield row(bench, file, "com", "raw uint16, centre of mass", [])
         yield row(bench, file, "radial", "raw uint16, radial 64", [Asked(LIBERTEM, 5)])
         yield kernels(bench, file)
@@ -59,10 +60,6 @@ def raw(bench: Bench) -> Iterator[Row]:
         yield row(bench, file, "sum", "raw float32, sum", [Asked(LIBERTEM, 1)])
     with bench.file("D") as file:
         yield row(bench, file, "fused", "raw uint8, fused", [Asked(LIBERTEM, 12)])
-
-
-def _stempy(bench: Bench, file: File, recipe: str) -> dict[str, Run]:
-    return bench.peers.other("stempy", file.path, recipe, file.truth)
 
 
 def kernels(bench: Bench, file: File) -> Row:

@@ -17,10 +17,10 @@ from benchmarks._reduce.pipes import Broken
 from benchmarks._reduce.processes import command, job
 from benchmarks._reduce.recipes import COM, MASKS, PATTERN, RADIAL
 from benchmarks._reduce.rows import figure
+from benchmarks._reduce.sets import sparse
 from mpi_kernels.contract import Method, ReductionSpec
 
 SIZES_GIB = (1, 2, 4, 8, 16)
-DET = (128, 128)
 RUNS = 3
 ORDER = (PATTERN, *MASKS, COM, RADIAL)
 """Reductions are added in this order."""
@@ -52,7 +52,7 @@ def _slope(found: dict[float, float]) -> float:
 
 def _median(bench: Bench, gib: float, ranks: int, reductions: Sequence[ReductionSpec]) -> float:
     """Seconds of whole processes on a file of zeros."""
-    path = _sparse(bench.work / "zeros.npy", gib)
+    path = sparse(bench.work / "zeros.npy", gib)
     seconds = []
     try:
         for _ in range(1 if bench.quick else RUNS):
@@ -69,18 +69,6 @@ def _median(bench: Bench, gib: float, ranks: int, reductions: Sequence[Reduction
     finally:
         path.unlink()
     return statistics.median(seconds)
-
-
-def _sparse(path: Path, gib: float) -> Path:
-    """A .npy file of uint16 zeros that are nowhere on the disk."""
-    columns = 256
-    rows = max(1, round(gib * 2**30 / (2 * DET[0] * DET[1] * columns)))
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "<u2", "fortran_order": False, "shape": (rows, columns, *DET)}
-        )
-        file.truncate(file.tell() + 2 * rows * columns * DET[0] * DET[1])
-    return path
 
 
 def draw(path: Path, by_size: dict[str, dict[float, float]], by_count: dict[int, float], gib: float) -> None:

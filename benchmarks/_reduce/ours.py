@@ -51,7 +51,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def outputs(reduced: Reduced) -> dict[str, np.ndarray]:
     """Arrays of a result by the names that all contestants use."""
-    arrays, found = reduced.arrays, {}
+    arrays = reduced.arrays
+    found: dict[str, np.ndarray] = {}
     if "pattern" in arrays:
         found |= {n: arrays["pattern"][n] for n in ("sum", "max") if n in arrays["pattern"]}
     images = [arrays[n]["image"] for n in MASKS if n in arrays]

@@ -1,8 +1,8 @@
 """LiberTEM, kept warm: run in its own environment with this checkout as the current folder, one JSON line per answer.
 
 ``python -m benchmarks._reduce.peer_libertem EXECUTOR MASKS.npy RINGS.npy [PATH RESULTS]``.  A request is ``{"path",
-"kind", "recipe"}``; data sets stay loaded, so that only ``run_udf`` is timed.  With a path and a file for results it runs
-once, and ends.  UDFs as in LiberTEM's documentation.
+"kind", "recipe"}``; data sets stay loaded, so that only ``run_udf`` is timed.  With a path and a file for results it
+runs once, and ends.  UDFs as in LiberTEM's documentation.
 """
 
 from __future__ import annotations

@@ -93,6 +93,17 @@ def npy(scan: Scan, path: Path) -> None:
             file.write(scan.groups[scan.order[at : at + each]].data)
 
 
+def sparse(path: Path, gib: float) -> Path:
+    """A .npy file of uint16 zeros that are nowhere on the disk."""
+    columns, det = 256, DETECTORS["A"]
+    rows = max(1, round(gib * 2**30 / (2 * math.prod(det) * columns)))
+    with path.open("wb") as file:
+        header = {"descr": "<u2", "fortran_order": False, "shape": (rows, columns, *det)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 2 * rows * columns * math.prod(det))
+    return path
+
+
 def hdf5(scan: Scan, path: Path, *, chunk: int, codec: str = "") -> None:
     """Write as HDF5: dataset ``data`` (4-D), contiguous where ``chunk`` is 0, else in chunks of 1 or 32 frames.
 
