@@ -37,7 +37,7 @@ QUICK_GIGABYTES = 0.02
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     every = [*GROUPS, "growth"]
     parser.add_argument("--gigabytes", type=float, default=2.147, help="size of a set (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of a row (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of a row (default %(default)s)")
     parser.add_argument("--rows", nargs="+", choices=every, metavar="GROUP", help=f"only some of {', '.join(every)}")
     parser.add_argument("--peers", default="", help=f"other programs, with commas: {', '.join(MODULES)}, or all")
     parser.add_argument(

@@ -78,6 +78,7 @@ class Bench:
     worker: Worker = field(init=False)
     methods: dict[str, Any] = field(default_factory=dict)
     passes: dict[str, list[float]] = field(default_factory=dict)
+    _kept: Path | None = None
     _sets: dict[tuple[str, float], tuple[sets.Scan, dict[str, Check]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,21 +93,23 @@ class Bench:
 
     @contextmanager
     def file(self, name: str, container: str = "npy", *, share: float = 1.0, **how: Any) -> Iterator[File]:
-        """A set in a file that is there as long as the context; how it is chunked and compressed for HDF5."""
+        """A set in a file that is there as long as the context; how it is chunked and compressed for HDF5.
+
+        Set A as .npy is kept for those who want it later.
+        """
         size = self.gigabytes * share
         if (name, size) not in self._sets:
             self._sets.clear()
             scan = sets.make(name, size)
             self._sets[name, size] = scan, sets.truth(scan)
         scan, truth = self._sets[name, size]
-        path = (
-            self.work
-            / f"{name}-{'-'.join([container, *map(str, how.values())])}.{'npy' if container == 'npy' else 'h5'}"
-        )
-        if container == "npy":
-            sets.npy(scan, path)
-        else:
-            sets.hdf5(scan, path, **how)
+        title = "-".join([name, f"{scan.nbytes >> 20}MiB", *map(str, how.values())])
+        path = self.work / f"{title}.{'npy' if container == 'npy' else 'h5'}"
+        if path != self._kept:
+            if container == "npy":
+                sets.npy(scan, path)
+            else:
+                sets.hdf5(scan, path, **how)
         det = scan.shape[2], scan.shape[3]
         np.save(self.work / "masks.npy", recipes.masks(det))
         np.save(self.work / "rings.npy", recipes.rings(det))
@@ -114,7 +117,10 @@ class Bench:
         try:
             yield File(path, scan, truth, words(path))
         finally:
-            path.unlink()
+            if (name, container, share) == ("A", "npy", 1.0):
+                self._kept = path
+            else:
+                path.unlink()
 
     def warm(self, file: File) -> float:
         """Read a file once, so that it is in the page cache."""

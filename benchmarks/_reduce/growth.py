@@ -21,7 +21,7 @@ from benchmarks._reduce.sets import sparse
 from mpi_kernels.contract import Method, ReductionSpec
 
 SIZES_GIB = (1, 2, 4, 8, 16)
-RUNS = 3
+RUNS = 2
 ORDER = (PATTERN, *MASKS, COM, RADIAL)
 """Reductions are added in this order."""
 

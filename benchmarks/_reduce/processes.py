@@ -114,7 +114,7 @@ def whole(bench: Bench) -> Iterator[dict[str, Any]]:
     with bench.file("A") as file:
         jobs = Jobs(bench, file)
         contestants: dict[str, Run] = {OURS: jobs.contestant("whole", 1, bench.threads), **_libertem(bench, file)}
-        times = duel(contestants, min(3, bench.rounds), prepare=lambda: bench.warm(file), watch=OURS)
+        times = duel(contestants, min(3, bench.rounds), prepare=lambda: bench.warm(file))
         peers = [n for n in times.wall if n != OURS]
         best = min(peers, key=times.median) if peers else ""
         figures: dict[str, float | None] = {f"{n}, s": times.median(n) for n in times.wall}
