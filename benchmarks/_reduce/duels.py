@@ -34,7 +34,7 @@ def fought(
 ) -> Row:
     """The rounds of a row, and what they gave; ``warm``: the file is read before each, so that it is cached."""
     bench.passes.pop(name, None)
-    watch = next((n for n in (LIMIT, LIBERTEM) if n in contestants), OURS)
+    watch = next((n for n in (LIMIT, LIBERTEM) if n in contestants), OURS) if asked else ""
     times = duel(contestants, bench.rounds, prepare=lambda: bench.warm(file) if warm else None, watch=watch)
     facts = dict(bench.methods[name])
     if LIMIT in times.wall:

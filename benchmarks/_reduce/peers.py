@@ -106,7 +106,7 @@ class Peers:
             run = self._asking("libertem", executor, request, truth)
             try:
                 run()
-                tried[executor] = round(run()[0], 3)
+                tried[executor] = round(run()[0], 3)  # once warm
             except Broken as error:
                 tried[executor] = str(error)
         return tried
