@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, object]:
     if unknown:
         raise SystemExit(f"--peers {','.join(unknown)}: known are {', '.join(MODULES)}")
     groups = GROUPS | {"growth": partial(growth.growth, plot=args.plot)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # gigabytes are not left behind
     names = [n for n in chosen(groups, args.rows) if not (args.quick and n == "cold")]
     with tempfile.TemporaryDirectory(prefix="emflow-reduce-", dir=args.work) as name:
         work = Path(name).absolute()
