@@ -1,135 +1,98 @@
-"""Throughput of a fused recipe, memory of a rank against the file's size, and start-up time.
+"""Throughput, start, memory and growth of the kernels, against the machine's limits and other programs.
 
-The limit, a plain numpy sum over the same file, runs in the same rounds, in turn with the kernels.
+All that a row compares runs in the same rounds, in an order drawn anew for each; figures are medians over the rounds,
+and ratios those of paired rounds.  A result that is not the right one ends the run.  A table goes to stderr as it is
+found.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from benchmarks._reduce import cold, duels, growing, growth, processes
+from benchmarks._reduce.bench import Bench, chosen
+from benchmarks._reduce.peers import MODULES, Peers, pythons
 
-from benchmarks.machine import summary
-from mpi_kernels import jsonfile
-from mpi_kernels.contract import JobSpec, Recipe, ReductionSpec, SourceSpec
-
-REDUCTIONS = (
-    ReductionSpec(use="mpi_kernels.reductions.virtual_image:VirtualImage", name="bf"),
-    ReductionSpec(use="mpi_kernels.reductions.virtual_image:VirtualImage", name="adf", parameters={"shape": "annulus"}),
-    ReductionSpec(use="mpi_kernels.reductions.pattern:Pattern", name="pattern", parameters={"variance": False}),
-    ReductionSpec(use="mpi_kernels.reductions.centre_of_mass:CentreOfMass", name="com"),
-)
-LIMIT = """
-import sys, time, numpy
-data = numpy.load(sys.argv[1], mmap_mode="r").reshape(-1, int(sys.argv[2]))
-start = time.perf_counter()
-total = 0
-for at in range(0, len(data), 128):
-    total += int(data[at:at + 128].sum(dtype=numpy.uint64))
-print(time.perf_counter() - start, total)
-"""
-CHILD = """
-import pathlib, re, runpy, sys
-sys.argv = ["mpi_kernels", sys.argv[1]]
-try:
-    runpy.run_module("mpi_kernels", run_name="__main__")
-except SystemExit as end:
-    # not ru_maxrss: that one goes on from the process that started this one
-    peak = re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())
-    print(int(peak[1]) * 1024, flush=True)
-    raise SystemExit(end.code)
-"""
+GROUPS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
+    "raw": duels.raw,
+    "hdf5": duels.hdf5,
+    "compressed": duels.compressed,
+    "slow": duels.slow_peers,
+    "cold": cold.cold,
+    "whole": processes.whole,
+    "memory": processes.memory,
+    "start": processes.start,
+    "growing": growing.growing,
+}
+QUICK_GIGABYTES = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scan", type=int, default=128, help="side of the scan (default %(default)s)")
-    parser.add_argument("--det", type=int, default=128, help="side of the detector (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds (default %(default)s)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (default 1 2)")
+    every = [*GROUPS, "growth"]
+    parser.add_argument("--gigabytes", type=float, default=2.147, help="size of a set (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of a row (default %(default)s)")
+    parser.add_argument("--rows", nargs="+", choices=every, metavar="GROUP", help=f"only some of {', '.join(every)}")
+    parser.add_argument("--peers", default="", help=f"other programs, with commas: {', '.join(MODULES)}, or all")
+    parser.add_argument(
+        "--peers-python", nargs="+", metavar="PYTHON", help="where they are installed (default: EMFLOW_PEERS_PYTHON)"
+    )
+    parser.add_argument("--plot", type=Path, help="draw the growth into this .png file")
+    parser.add_argument("--quick", action="store_true", help="small sets, 2 rounds, nothing cold: whether it works")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="gpu: the figures of `gpu` instead")
 
 
 def main(args: argparse.Namespace) -> dict[str, object]:
-    """Medians over the rounds; every round runs the limit and each number of ranks on a warm file."""
+    """All rows, what was missed, and how it was measured."""
+    if args.device == "gpu":
+        from benchmarks import gpu
+
+        return gpu.figures(rounds=args.rounds)
+    wanted = list(MODULES) if args.peers == "all" else [p for p in args.peers.split(",") if p]
+    unknown = sorted(set(wanted) - set(MODULES))
+    if unknown:
+        raise SystemExit(f"--peers {','.join(unknown)}: known are {', '.join(MODULES)}")
+    groups = GROUPS | {"growth": partial(growth.growth, plot=args.plot)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # gigabytes are not left behind
+    names = [n for n in chosen(groups, args.rows) if not (args.quick and n == "cold")]
     with tempfile.TemporaryDirectory(prefix="emflow-reduce-", dir=args.work) as name:
-        base = Path(name)
-        files = {scan: _scan(base, scan, args.det) for scan in (max(1, args.scan // 4), args.scan)}
-        path = files[args.scan]
-        truth = int(np.load(path, mmap_mode="r").sum(dtype=np.uint64))
-        times: dict[str, list[float]] = {"numpy sum": [], "empty job": []}
-        memory = {}
-        for round_ in range(args.rounds):
-            times["numpy sum"].append(_limit(path, args.det, truth))
-            times["empty job"].append(_job(base, _scan(base, 1, 8), 1, f"empty-{round_}")["wall"])
-            for ranks in args.ranks:
-                done = _job(base, path, ranks, f"{ranks}-{round_}", truth)
-                times.setdefault(f"whole process, {ranks} ranks", []).append(done["wall"])
-                times.setdefault(f"read and reduce, {ranks} ranks", []).append(done["kernel"])
-        for file in files.values():
-            memory[str(file.stat().st_size)] = _job(base, file, 1, f"memory-{file.name}")["memory"]
-        size = path.stat().st_size
-    rates = {k: round(size / float(np.median(v)) / 1e9, 3) for k, v in times.items() if k != "empty job"}
+        work = Path(name).absolute()
+        peers = Peers(wanted, pythons(args.peers_python), work)
+        gigabytes = min(args.gigabytes, QUICK_GIGABYTES) if args.quick else args.gigabytes
+        bench = Bench(work, peers, gigabytes, 2 if args.quick else args.rounds, quick=args.quick)
+        rows: list[dict[str, Any]] = []
+        try:
+            for group in names:
+                rows += groups[group](bench)
+        finally:
+            bench.close()
+    return report(bench, rows)
+
+
+def report(bench: Bench, rows: list[dict[str, Any]]) -> dict[str, object]:
+    """Rows with the facts that they share."""
+    bounds = (
+        [] if bench.quick else [(row["row"], asked) for row in rows for asked in row["asked"]]
+    )  # too small to judge
+    verdicts = {True: "met", False: "missed", None: "not_measured"}
+    found: dict[str, list[str]] = {word: [] for word in verdicts.values()}
+    for row, asked in bounds:
+        found[verdicts[asked["met"]]].append(f"{row}: {asked['of']}")
+    print(f"met {len(found['met'])} of {len(bounds)}; missed: {'; '.join(found['missed']) or 'none'}", file=sys.stderr)
     return {
-        "file_bytes": size,
-        "gigabytes_per_second": rates,
-        "seconds": {k: summary(v) for k, v in times.items()},
-        "start_up_s": round(float(np.median(times["empty job"])), 3),
-        "peak_memory_bytes_by_file_bytes": memory,
+        "limit": bench.limit_.how,
+        "threads": bench.threads,
+        "gigabytes": bench.gigabytes,
+        "rounds": bench.rounds,
+        "load_1min_at_the_end": round(os.getloadavg()[0], 2),
+        "peers": bench.peers.facts,
+        "bounds": found,
+        "rows": rows,
     }
-
-
-def _scan(base: Path, side: int, det: int) -> Path:
-    path = base / f"scan-{side}-{det}.npy"
-    if not path.exists():
-        rng = np.random.default_rng(1)
-        out = np.lib.format.open_memmap(path, "w+", np.dtype("<u2"), (side, side, det, det))
-        for row in out:
-            row[...] = rng.poisson(0.8, row.shape)
-        del out
-    return path
-
-
-def _limit(path: Path, det: int, truth: int) -> float:
-    command = [sys.executable, "-c", LIMIT, str(path), str(det * det)]
-    seconds, total = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    if int(total) != truth:
-        raise RuntimeError(f"the limit sums to {total}, not {truth}")
-    return float(seconds)
-
-
-def _job(base: Path, source: Path, ranks: int, name: str, truth: int | None = None) -> dict[str, float]:
-    folder = base / f"run-{name}"
-    folder.mkdir()
-    spec = JobSpec(
-        job="0123456789abcdef-01",
-        acquisition="0123456789abcdef",
-        trace="benchmark",
-        recipe=Recipe(name="fused", reductions=REDUCTIONS),
-        source=SourceSpec(path=str(source), format="mpi_kernels.formats.npy:Npy"),
-        ranks=ranks,
-    )
-    jsonfile.publish(folder / "job.json", jsonfile.encode(spec))
-    command = [sys.executable, "-c", CHILD, str(folder)]
-    if ranks > 1:
-        beside = Path(sys.executable).with_name("mpiexec")
-        mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-        if mpiexec is None:
-            raise RuntimeError("no mpiexec: pip install mpich, or --ranks 1")
-        command = [mpiexec, "-n", str(ranks), *command]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}  # a rank is one core
-    before = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    wall = time.perf_counter() - before
-    manifest = json.loads((folder / "result.json").read_text())
-    total = manifest["scalars"]["pattern"]["total"]
-    if truth is not None and total != truth:
-        raise RuntimeError(f"the kernels sum to {total}, not {truth}")
-    kernel = manifest["seconds"]["read"] + manifest["seconds"]["reduce"]
-    return {"wall": wall, "kernel": kernel, "memory": max(map(int, done.stdout.split()))}
