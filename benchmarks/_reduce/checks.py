@@ -20,7 +20,7 @@ def digest(array: Any) -> Check:
     flat = values.reshape(-1)
     found: Check = {
         "size": int(flat.size),
-        "weighted": float(np.dot(flat.astype(np.float64), 1.0 + np.arange(flat.size) % 997)),
+        "weighted": float((flat.astype(np.float64) * (1.0 + np.arange(flat.size) % 997)).sum()),  # no BLAS: it spins
     }
     if values.dtype.kind in "iu":
         found["sha256"] = hashlib.sha256(flat.astype(np.int64).data).hexdigest()

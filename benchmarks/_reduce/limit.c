@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,10 +24,18 @@
 #define MADV_POPULATE_READ 22
 #endif
 
-enum { PIECE = 2 << 20, MOST_THREADS = 256 };
+static const size_t PIECE = 2 << 20;
+enum { MOST_THREADS = 256 };
+
+/* Threads take the next piece when they are done with one: a thread that gets no core holds nobody up. */
+struct work {
+    const unsigned char *map;
+    size_t size;
+    atomic_size_t next;
+};
 
 struct share {
-    const unsigned char *from, *to;
+    struct work *work;
     uint64_t sum;
 };
 
@@ -44,12 +53,15 @@ static uint64_t added(const unsigned char *from, const unsigned char *to)
 static void *add_share(void *given)
 {
     struct share *share = given;
-    for (const unsigned char *at = share->from; at < share->to; at += PIECE) {
-        const unsigned char *end = share->to - at > PIECE ? at + PIECE : share->to;
-        madvise((void *)at, (size_t)(end - at), MADV_POPULATE_READ);
-        share->sum += added(at, end);
+    const struct work *work = share->work;
+    for (;;) {
+        size_t at = PIECE * atomic_fetch_add(&share->work->next, 1);
+        if (at >= work->size)
+            return NULL;
+        size_t bytes = work->size - at < PIECE ? work->size - at : PIECE;
+        madvise((void *)(work->map + at), bytes, MADV_POPULATE_READ);
+        share->sum += added(work->map + at, work->map + at + bytes);
     }
-    return NULL;
 }
 
 static double now(void)
@@ -92,11 +104,9 @@ static void sum(const char *path, int threads)
         printf("error %s\n", strerror(errno));
         return;
     }
-    size_t pieces = (size + PIECE - 1) / PIECE;
+    struct work work = {.map = map, .size = size};
     for (int i = 0; i < threads; i++) {
-        size_t from = pieces * (size_t)i / (size_t)threads * PIECE, to = pieces * (size_t)(i + 1) / (size_t)threads * PIECE;
-        shares[i].from = map + from;
-        shares[i].to = map + (to < size ? to : size);
+        shares[i].work = &work;
         if (i > 0 && pthread_create(&ids[i], NULL, add_share, &shares[i]) != 0) {
             printf("error no thread\n");
             exit(1);

@@ -6,6 +6,7 @@ import os
 import random
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from typing import Any, Literal
 OURS = "kernels"
 DISTURBED = 1.3
 """Where the slowest round of the limit takes so many times the fastest, others were busy: as many rounds again."""
+
+SETTLE_S = 0.2
+"""Between two contestants: threads of BLAS, OpenMP and numba spin for a while after their work."""
 
 Run = Callable[[], tuple[float, float | None]]
 """Wall and, where it is known, CPU seconds of one run; raises on a result that is not the right one."""
@@ -76,6 +80,7 @@ def duel(
         for _ in range(rounds):
             prepare()
             for name in rng.sample(sorted(contestants), len(contestants)):
+                time.sleep(SETTLE_S)
                 wall, cpu = contestants[name]()
                 times.wall.setdefault(name, []).append(wall)
                 if cpu is not None:
