@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP_BYTES ((size_t)2 << 20)
+#define GROUP_BYTES (4 << 20)
 #define GROUP_LEAST 4
 #define GROUP_MOST 1024
 

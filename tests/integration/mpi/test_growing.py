@@ -21,7 +21,7 @@ from mpi_kernels.contract import ReductionSpec
 pytestmark = pytest.mark.needs_mpi
 NPY = "mpi_kernels.formats.npy:Npy"
 SCAN, DET = (12, 10), (96, 98)
-"""Frames of which float sums are grouped by 32: only whole groups are reduced before the end."""
+"""Frames of which float sums are grouped by 64: only whole groups are reduced before the end."""
 FRAMES = 120
 
 
