@@ -71,3 +71,35 @@ def test_an_image_with_three_ranks(kernels: SimpleNamespace, mpiexec: str, tmp_p
     assert done.returncode == 0, done.stderr
     assert list(maps(folder)) == ["/picture/image"]
     np.testing.assert_array_equal(maps(folder)["/picture/image"], data)
+
+
+NODES = """
+from mpi_kernels.ranks import world
+ranks = world()
+found = ranks.gather_json(ranks.on_node())
+if found:
+    print(found)
+"""
+
+
+@pytest.mark.needs_native
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_four_ranks_and_two_nodes_change_no_bit(
+    kernels: SimpleNamespace, mpiexec: str, tmp_path: Path, dtype: str
+) -> None:
+    """Groups of 64 frames of this size, six in all: shares begin at their bounds, so that floats keep every bit too."""
+    data = np.random.default_rng(9).normal(500, 40, (12, 30, 96, 98)).astype(dtype)
+    np.save(tmp_path / "scan.npy", data)
+    two_nodes = {"MPIR_CVAR_NUM_CLIQUES": "2"}  # MPICH: ranks in two groups that see no memory of each other
+    told = kernels.launch(mpiexec, 4, "-c", NODES, env=two_nodes)
+    assert json.loads(told.stdout) == [2, 2, 2, 2], told.stderr
+    want: dict[str, np.ndarray] = {}
+    for ranks, env in ((1, {}), (2, {}), (3, {}), (4, {}), (4, two_nodes)):
+        name = f"{ranks}-{len(env)}"
+        folder = kernels.folder(tmp_path / name, tmp_path / "scan.npy", NPY, ranks=ranks)
+        done = kernels.launch(mpiexec, ranks, "-m", "mpi_kernels", folder, env=env)
+        assert done.returncode == 0, done.stderr
+        found = maps(folder)
+        want = want or found
+        for path, array in found.items():
+            np.testing.assert_array_equal(array, want[path], err_msg=f"{path} with {name}", strict=True)
