@@ -31,7 +31,7 @@ pytest_plugins = ["pytester"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = f"EMFLOW_TEST_RUN={os.getpid()}.{secrets.token_hex(4)}"
 GRACE_S = 5.0
-PEERS = ("hyperspy", "silx", "emdfile", "stempy")
+PEERS = ("hyperspy", "silx", "emdfile", "stempy", "libertem", "pyxem")
 
 
 # --- needs ------------------------------------------------------------------------------------------------------------
