@@ -92,6 +92,12 @@ struct feed_span feed_span(const struct feed_layout *layout, int64_t a, int64_t 
         span.b = stop;
         span.hi = end_of(layout, stop - 1);
     }
+    /* the kernels take 16 or 4 frames at a time; what is left of a span would go one by one */
+    int64_t n = span.b - a, odd = n % (n < 16 ? 4 : 16);
+    if (layout->codec == NAT_PLAIN && !feed_marked(layout) && span.b < b && odd < n && odd) {
+        span.b -= odd;
+        span.hi = end_of(layout, span.b - 1);
+    }
     return span;
 }
 

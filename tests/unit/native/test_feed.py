@@ -68,6 +68,11 @@ class Form:
     magic: bytes = b""
     flag: int | None = None
 
+    @property
+    def regular(self) -> bool:
+        """Whether records follow one another, so that no table says where they are."""
+        return not (self.scattered or self.gap or self.files > 1 or self.codec)
+
 
 def head(form: Form, record: int) -> bytes:
     number = b"" if form.numbered is None else b",%06d,rest," % ((form.numbered + record) % 10**6)
@@ -92,7 +97,7 @@ def write(folder: Path, frames: np.ndarray, form: Form) -> Layout:
         content += head(form, int(place)) + stored + b"t" * form.tail + b"g" * form.gap
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
-    regular = not (form.scattered or form.gap or form.files > 1 or form.codec)
+    regular = form.regular
     return Layout(
         files=tuple(os.fspath(p) for p in paths),
         dtype=frames.dtype.str,
@@ -179,7 +184,7 @@ def test_frames_of_every_form(
     frames = counts(count, det, dtype, full=flagged)
     flag = int(np.iinfo(dtype).max) if flagged else None
     if marks and form.lead >= 40:
-        form = replace(form, magic=b"MQ1", numbered=None if form.scattered else 999_998)
+        form = replace(form, magic=b"MQ1", numbered=999_998 if form.regular else None)
     layout = write(tmp_path, frames, replace(form, flag=flag))
     start, stop = sorted(min(b, count) for b in bounds)
     wanted = frames[start:stop].astype(frames.dtype.newbyteorder("="))
