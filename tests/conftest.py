@@ -75,7 +75,7 @@ def _without_root() -> str | None:
 
 def _without_peers() -> str | None:
     python = os.environ.get("EMFLOW_PEERS_PYTHON")
-    how = "make an environment with the packages of extra peers (setup.cfg) and name its python in this variable"
+    how = "pip install the packages of extra peers (setup.cfg) into an environment, and name its python there"
     if not python:
         return f"EMFLOW_PEERS_PYTHON is not set: {how}"
     code = "import sys, importlib.util as u; sys.exit(' '.join(n for n in sys.argv[1:] if not u.find_spec(n)) or None)"

@@ -260,12 +260,12 @@ def test_no_zombie_is_left(tmp_path: Path, local: LocalScheduler) -> None:
 
 
 def long_job(root: Path, ranks: int) -> tuple[str, Path]:
-    """A job that reads for many seconds: 16 GiB of zeros that take no room on the disk."""
+    """A job that reads for a minute or more: 2 TiB of zeros that take no room on the disk."""
     source = root / "long.npy"
     with source.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (128, 128, 1024, 1024)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (128, 16384, 1024, 1024)}
         np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + 128 * 128 * 1024 * 1024)
+        file.truncate(file.tell() + 128 * 16384 * 1024 * 1024)
     name, folder = run_folder(root)
     spec = JobSpec(
         job=name,
