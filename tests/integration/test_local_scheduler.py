@@ -281,7 +281,15 @@ def long_job(root: Path, ranks: int) -> tuple[str, Path]:
 
 def ranks_of(scheduler_id: str) -> list[processes.Process]:
     """Processes of the job that are Python, not mpiexec and its proxy."""
-    return [m for m in alive(scheduler_id) if "python" in Path(f"/proc/{m.pid}/exe").readlink().name]
+    return [member for member in alive(scheduler_id) if is_python(member)]
+
+
+def is_python(member: processes.Process) -> bool:
+    """What the process runs; one that ended since it was listed runs nothing."""
+    try:
+        return "python" in Path(f"/proc/{member.pid}/exe").readlink().name
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture
@@ -292,7 +300,7 @@ def running(tmp_path: Path) -> Iterator[tuple[LocalScheduler, str, str, Path]]:
     scheduler_id = local.submit(name, folder, Resources(ranks=2, time_limit_s=60))
     try:
         eventually((folder / HEARTBEAT_FILE).exists, 30.0)
-        assert len(ranks_of(scheduler_id)) == 2
+        eventually(lambda: len(ranks_of(scheduler_id)) == 2, 10.0)
         yield local, name, scheduler_id, folder
     finally:
         local.cancel(scheduler_id)
