@@ -9,6 +9,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# More than cores: many tests wait for processes.
+TEST_WORKERS ?= 4
 TEST_EXTRAS ?= test,bench
 BENCH ?= detect transfer reduce scale loop
 
@@ -19,7 +21,7 @@ demo: $(VENV)/.installed-notebook  ## Watch results steer a simulated microscope
 	@exec $(BIN)/emflow demo
 
 test: $(VENV)/.installed-$(TEST_EXTRAS)  ## Run all tests that this machine can run in some minutes; says what it skips and why
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-$(TEST_EXTRAS)  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

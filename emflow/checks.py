@@ -54,7 +54,7 @@ def findings(config: Config) -> Iterator[Finding]:
         yield from _share(watch, config)
     yield _service(config)
     yield _microscope(config)
-    scheduler: Any = load("schedulers", config.scheduler.use)()
+    scheduler: Any = load("schedulers", config.scheduler.use).from_config(config)
     try:
         yield from scheduler.check()
     finally:

@@ -74,6 +74,66 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     poll_s: Seconds = 0.2
 
 
+class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``[slurm]``: what jobs ask Slurm for.  What is empty or 0 is left to the site's profile, and then to Slurm.
+
+    ``site`` is a profile that ships with emflow, or the path of a TOML file with the same keys; ``setup`` a bash file
+    that the job scripts source before anything else; ``container`` an Apptainer image that holds mpi_kernels;
+    ``python`` the interpreter on the nodes; ``memory`` is for each node; ``warn_s`` how long before its time is up a
+    job is told, so that it can leave what it has.
+    """
+
+    site: str = "generic"
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    constraint: str = ""
+    reservation: str = ""
+    nodes: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    cpus_per_rank: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    gpus_per_rank: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    memory: Bytes = Bytes(0)
+    mpi: str = ""
+    python: str = ""
+    setup: str = ""
+    container: str = ""
+    flags: tuple[str, ...] = ()
+    warn_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 60
+
+
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``[pool]``: ranks that are kept warm and take one job after the other.
+
+    ``launcher`` is what starts them: a Slurm job, or mpiexec over ``hosts`` (this machine, if there are none).
+    ``relay_s`` before its time is up a pool's successor is asked for.  ``nap_ms`` is how long an idle rank sleeps
+    between two looks: shorter is sooner, and costs more of a core.  ``reach`` says how tasks get to it: over TCP, or as
+    files in a spool folder; ``auto`` takes files where TCP does not get through.
+    """
+
+    launcher: Literal["slurm", "mpiexec"] = "slurm"
+    folder: Path = Path("pool")
+    count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    hosts: tuple[str, ...] = ()
+    walltime_s: Annotated[int, msgspec.Meta(ge=60, le=int(30 * DAY_S))] = 3600
+    relay_s: Seconds = 300.0
+    nap_ms: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.5
+    reach: Literal["auto", "tcp", "spool"] = "auto"
+
+
+class CapSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``[caps]``: how much of an allocation may be spent; 0 means without bound.
+
+    From ``degrade_at`` of a cap on, jobs take the recipe ``degraded`` (if there is one); at the cap they wait, and
+    nothing is dropped.  With more than ``backlog`` acquisitions waiting, the agent is asked to hold its next one.
+    """
+
+    node_hours_per_day: Annotated[float, msgspec.Meta(ge=0, le=1e7)] = 0.0
+    node_hours_per_experiment: Annotated[float, msgspec.Meta(ge=0, le=1e7)] = 0.0
+    degrade_at: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
+    degraded: str = ""
+    backlog: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+
+
 class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``[kernels]``: how jobs compute; no result depends on it."""
 
@@ -118,6 +178,9 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     scan: ScanSettings = ScanSettings()
     transfer: TransferSettings = TransferSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    slurm: SlurmSettings = SlurmSettings()
+    pool: PoolSettings = PoolSettings()
+    caps: CapSettings = CapSettings()
     kernels: KernelSettings = KernelSettings()
     microscope: MicroscopeSettings = MicroscopeSettings()
     agent: AgentSettings = AgentSettings()

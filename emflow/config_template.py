@@ -43,6 +43,44 @@ time_limit_s = 3600   # a job is stopped after this
 attempts = 3          # tries before a person is asked
 poll_s = 0.2          # how often the jobs are looked at
 
+# What jobs ask Slurm for (use = "slurm", "pyslurm" or "pool").  Empty and 0: left to the site's profile, then to Slurm.
+[slurm]
+site = "generic"      # generic, workstation, perlmutter, frontier, or the path of a profile of your own
+account = ""          # who pays
+partition = ""
+qos = ""
+constraint = ""       # such as "cpu"
+reservation = ""
+nodes = 0             # 0: as many as the ranks need
+cpus_per_rank = 0
+gpus_per_rank = 0
+memory = 0            # of each node, such as "16 GiB"
+mpi = ""              # srun --mpi; the wrong one starts worlds of one rank, which every job checks
+python = ""           # interpreter on the nodes that has mpi_kernels; empty: this one
+setup = ""            # bash file that the job scripts source first: modules, paths
+container = ""        # Apptainer image that has mpi_kernels
+flags = []            # more flags for sbatch, such as "--licenses=scratch"
+warn_s = 60           # a job is told this long before its time is up, and leaves what it has
+
+# Ranks that are kept warm (use = "pool").
+[pool]
+launcher = "slurm"    # slurm: one long job holds them; mpiexec: over hosts, without Slurm
+folder = "pool"       # where the pools are written down; the nodes must see it
+count = 1             # pools at the same time
+hosts = []            # for mpiexec; empty: this machine
+walltime_s = 3600     # of a pool; its successor takes over before it ends
+relay_s = 300.0       # so long before the end the successor is asked for
+nap_ms = 0.5          # of an idle rank; shorter is sooner, and costs more of a core
+reach = "auto"        # how tasks get there: tcp, spool (files), or auto: files where TCP does not get through
+
+# How much of the allocation may be spent.  0: without bound.
+[caps]
+node_hours_per_day = 0.0
+node_hours_per_experiment = 0.0
+degrade_at = 0.8      # from this part of a cap on, jobs take the recipe below
+degraded = ""         # a cheaper recipe; empty: none.  At the cap jobs wait, and nothing is dropped
+backlog = 0           # more acquisitions than this waiting: the agent is asked to hold its next one
+
 # How jobs compute.  No result depends on it.
 [kernels]
 device = "cpu"        # gpu: one GPU per rank; a node without one takes its CPU, and the result says so

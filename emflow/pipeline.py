@@ -66,6 +66,7 @@ class Pipeline:
         try:
             if journal.changed_elsewhere():
                 load_looks(self.context)
+            self.context.scheduler.tend()
             for step in STEPS:
                 step(self.context)
             if self._journal_away:
@@ -172,7 +173,7 @@ def open_pipeline(config: Config) -> Iterator[Pipeline]:
         journal = stack.enter_context(Journal(path))
         woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         stack.callback(os.close, woken)
-        scheduler = load("schedulers", config.scheduler.use)()
+        scheduler = load("schedulers", config.scheduler.use).from_config(config)
         stack.callback(scheduler.close)
         prober = Prober({name: target("formats", name) for name in names("formats")})
         stack.callback(prober.close)

@@ -148,20 +148,51 @@ class SchedulerPhase(enum.StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class EndCause(enum.StrEnum):
+    """Why a scheduler says that a job ended.  It never says whether there is a result: COMPLETED neither."""
+
+    UNSAID = ""
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    DEADLINE = "DEADLINE"
+    BOOT_FAIL = "BOOT_FAIL"
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scheduler says of one job: ``RUNNING``, or ended without saying whether there is a result."""
+    """What a scheduler says of one job: ``RUNNING``, or ended without saying whether there is a result.
+
+    Attributes
+    ----------
+    reason : str
+        In plain words; of a job that waits, why, and what to do if that can never change.
+    cause : EndCause
+        Why it ended.
+    nodes : int
+        Nodes that it has or had; 0 where the scheduler does not say.
+    elapsed_s : float
+        Seconds that it has had them; 0 likewise.
+    """
 
     scheduler_id: str
     phase: SchedulerPhase
     reason: str = ""
     node: str = ""
+    cause: EndCause = EndCause.UNSAID
+    nodes: int = 0
+    elapsed_s: float = 0.0
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job may use."""
+    """What a job may use.  ``memory_mib`` is for each node; 0 leaves it to the configuration, then to the site."""
 
     ranks: int = 1
     time_limit_s: int = 3600
+    memory_mib: int = 0
 
 
 def acquisition_id(share: str, relpath: bytes, generation: int) -> str:

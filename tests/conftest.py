@@ -20,11 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from mpi_kernels.device import choose
+
+if TYPE_CHECKING:
+    from benchmarks.cluster import Cluster
 
 pytest_plugins = ["pytester"]
 
@@ -117,6 +120,12 @@ def _without_native() -> str | None:
     return None if there else "mpi_kernels._native is not built: install a C compiler, then pip install -e . again"
 
 
+def _without_slurm() -> str | None:
+    from benchmarks import cluster
+
+    return cluster.missing()
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "mpi": _without_mpi,
     "strace": _without_strace,
@@ -127,6 +136,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "nvrtc": _without_nvrtc,
     "gpu": _without_gpu,
     "native": _without_native,
+    "slurm": _without_slurm,
 }
 
 
@@ -240,11 +250,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     factory = getattr(config, "_tmp_path_factory", None)
     if factory is None or config.getoption("collectonly", default=False):
         return
+    if config.pluginmanager.hasplugin("dsession"):  # the tests ran in workers, and each has looked after its own
+        if config.stash[STRAYS] and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
     folder = factory.getbasetemp()
     until = time.monotonic() + GRACE_S
     while (left := strays(folder)) and time.monotonic() < until:
         time.sleep(0.05)
     config.stash[STRAYS] += [f"{pid}: {command[:160]}" for pid, command in left.items()]
+    if (output := getattr(config, "workeroutput", None)) is not None:  # a worker of xdist tells its controller
+        output["strays"] = config.stash[STRAYS]
     for pid in left:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -252,6 +268,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             continue
     if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker of xdist has ended, and said what its tests left."""
+    node.config.stash[STRAYS] += getattr(node, "workeroutput", {}).get("strays", [])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -291,6 +313,16 @@ def nvrtc() -> Path:
     found = nvrtc_library()
     assert found is not None
     return found
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real Slurm of two virtual nodes with 4 cores each; a test that hurts its daemons starts one of its own."""
+    demand("slurm")
+    from benchmarks import cluster
+
+    with cluster.running(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -16,15 +16,16 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import msgspec
 
+from emflow.config import Config
 from emflow.errors import NoSpace, SubmitError, Unavailable, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers import processes
 from emflow.schedulers.processes import Process
-from emflow.schedulers.protocol import Finding
+from emflow.schedulers.protocol import Finding, Rehearsal
 from mpi_kernels.jsonfile import publish
 
 RECORD_FILE = "local.json"
@@ -86,6 +87,11 @@ class LocalScheduler:
         self._grace_s = grace_s
         self._children: set[int] = set()
 
+    @classmethod
+    def from_config(cls, config: Config) -> Self:  # noqa: ARG003
+        """It has no settings: interpreter and mpiexec are those that the service runs with."""
+        return cls()
+
     def submit(self, name: str, folder: Path, resources: Resources) -> str:
         """Start the job of a run folder; its output goes to ``job.out`` there."""
         self._reap()
@@ -126,6 +132,18 @@ class LocalScheduler:
         """End jobs with all their processes, within twice the grace time."""
         processes.end(_parsed(scheduler_ids), self._grace_s)
         self._reap()
+
+    def tend(self) -> None:
+        """Do nothing: nothing is held between jobs."""
+
+    def rehearse(self, resources: Resources) -> Rehearsal:
+        """The command of a job; it is not run."""
+        environment = job_environment(
+            resources.ranks, time_limit_s=resources.time_limit_s, python=self._python, launcher=self._launcher
+        )
+        folder = "/RUNS/<day>/<acquisition>/<nn>"
+        command = ("bash", "--", str(shipped("recorded.sh")), str(self._script), folder)
+        return Rehearsal(command=command, environment=environment, script=self._script.read_text("utf-8"))
 
     def check(self) -> list[Finding]:
         """Bash, the job script, and an MPI program on two ranks, started as a job would be."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
+from emflow.config import Config
 from emflow.errors import SubmitError, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
-from emflow.schedulers.protocol import Finding
+from emflow.schedulers.protocol import Finding, Rehearsal
 from mpi_kernels.job import run
 from mpi_kernels.ranks import Ranks
 
@@ -24,6 +25,11 @@ class NullScheduler:
 
     def __init__(self) -> None:
         self._sent: set[str] = set()
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:  # noqa: ARG003
+        """It has no settings."""
+        return cls()
 
     def submit(self, name: str, folder: Path, resources: Resources) -> str:
         """Reduce the job of a run folder, here and now."""
@@ -51,6 +57,14 @@ class NullScheduler:
 
     def cancel(self, *scheduler_ids: str) -> None:
         """Do nothing: a job that has an id has ended."""
+
+    def tend(self) -> None:
+        """Do nothing: nothing is held."""
+
+    def rehearse(self, resources: Resources) -> Rehearsal:
+        """Nothing is sent: the kernels are called."""
+        said = "computed in the service's own process" if resources.ranks == 1 else "it has one rank"
+        return Rehearsal(command=(), environment={}, script="", said=said, ok=resources.ranks == 1)
 
     def check(self) -> list[Finding]:
         """Nothing is needed of the machine."""

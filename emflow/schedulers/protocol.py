@@ -1,17 +1,18 @@
 """What a scheduler does for emflow: it starts jobs and knows whether they live, never whether they succeeded.
 
-A scheduler is made without arguments by the registry's name (``[scheduler] use = "local"``), runs the folder's
-``job.json``, and is used from one thread.
+A scheduler is made by its ``from_config``, found by the registry's name (``[scheduler] use = "local"``), runs the
+folder's ``job.json``, and is used from one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import msgspec
 
+from emflow.config import Config
 from emflow.records import JobStatus, Resources
 
 
@@ -22,6 +23,30 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool
     found: str
     fix: str = ""
+
+
+class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
+    """What would be sent for a job, to the letter, and what the scheduler says of it without running anything.
+
+    Attributes
+    ----------
+    command : tuple of str
+        The argument list; no shell sees it.
+    environment : dict of str to str
+        All that the job sees of our environment.
+    script : str
+        The job script's text.
+    said : str
+        The scheduler's answer to a dry run, an estimate of the start included; empty where it has none.
+    ok : bool
+        Whether it would be taken.
+    """
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    script: str
+    said: str = ""
+    ok: bool = True
 
 
 @runtime_checkable
@@ -35,6 +60,10 @@ class Scheduler(Protocol):
     name: ClassVar[str]
     ends_with_service: ClassVar[bool]
     """Whether a service that is stopped by a person ends its jobs: on a workstation yes, on a cluster they go on."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """Make one as a configuration asks for it; nothing is started or asked yet."""
 
     def submit(self, name: str, folder: Path, resources: Resources) -> str:
         """Send the job of a run folder, once.
@@ -71,6 +100,12 @@ class Scheduler(Protocol):
 
     def cancel(self, *scheduler_ids: str) -> None:
         """End jobs; when this returns none of their processes is left.  Ended and unknown ids are ignored."""
+
+    def tend(self) -> None:
+        """Look after what is held between jobs (warm ranks); called in every turn of the service, and must not wait."""
+
+    def rehearse(self, resources: Resources) -> Rehearsal:
+        """What `submit` would send for a job, tried without running anything."""
 
     def check(self) -> list[Finding]:
         """What the scheduler needs of this machine, each part tried for real."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emflow import registry
+from emflow.config import load
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers.protocol import Finding, Scheduler
 from mpi_kernels import jsonfile
@@ -33,8 +34,10 @@ ALIVE = {SchedulerPhase.PENDING, SchedulerPhase.RUNNING}
 
 
 @pytest.fixture(params=registry.names("schedulers"))
-def scheduler(request: pytest.FixtureRequest) -> Iterator[Scheduler]:
-    made: Scheduler = registry.load("schedulers", request.param)()
+def scheduler(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scheduler]:
+    path = tmp_path / "emflow.toml"
+    path.write_text(f'[[watch]]\nroot = "share"\n[scheduler]\nuse = "{request.param}"\n')
+    made: Scheduler = registry.load("schedulers", request.param).from_config(load(path))
     yield made
     made.close()
 

@@ -85,11 +85,12 @@ def test_slow_tests_run_only_when_asked_for(inner: pytest.Pytester) -> None:
     ],
     ids=["child", "orphan", "orphan without environment"],
 )
-def test_process_left_running_fails_the_run(inner: pytest.Pytester, start: str) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["", "workers"])
+def test_process_left_running_fails_the_run(inner: pytest.Pytester, start: str, workers: tuple[str, ...]) -> None:
     conftest = inner.path / "conftest.py"
     conftest.write_text(conftest.read_text().replace("GRACE_S = 5.0", "GRACE_S = 0.2"))
     inner.makepyfile(f"import subprocess\ndef test_it(tmp_path):\n    global p\n    p = {start}")
-    result = inner.runpytest_subprocess("-W", "ignore")
+    result = inner.runpytest_subprocess("-W", "ignore", *workers)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*PROCESSES LEFT RUNNING*", "*: sleep 600"])
     pid = int(result.stdout.str().partition("the run has failed")[2].split(":")[0].split()[-1])

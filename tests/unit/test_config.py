@@ -1,6 +1,7 @@
 """The configuration: what is right loads as it stands, what is wrong is told with its line and what was meant."""
 
 import os
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -199,3 +200,27 @@ def test_the_recipe_of_a_share_is_found_beside_the_configuration(tmp_path, monke
     (tmp_path / "mine.toml").touch()
     monkeypatch.chdir("/")
     assert load(tmp_path, '[[watch]]\nroot = "a"\nrecipe = "mine.toml"\n').watch[0].recipe == "mine.toml"
+
+
+def test_every_table_arrives(tmp_path: Path) -> None:
+    """A table that is read and then forgotten would leave its defaults, and nobody would be told."""
+    written = {
+        "scan": "active_s = 0.25",
+        "transfer": "workers = 3",
+        "scheduler": "ranks = 7",
+        "slurm": 'account = "m1"',
+        "pool": "count = 5",
+        "caps": "backlog = 4",
+        "kernels": 'kernel = "numpy"',
+        "microscope": "patience_s = 7.0",
+        "agent": "no_improvement = 9",
+        "log": "json = true",
+    }
+    path = tmp_path / "emflow.toml"
+    path.write_text('[[watch]]\nroot = "share"\n' + "".join(f"[{table}]\n{line}\n" for table, line in written.items()))
+    loaded = config.load(path)
+    fields = {f.name for f in msgspec.structs.fields(type(loaded))} - {"folder", "watch", "service"}
+    assert fields == set(written)
+    for table, line in written.items():
+        key, _, value = line.partition(" = ")
+        assert getattr(getattr(loaded, table), key) == tomllib.loads(f"v = {value}")["v"], table

@@ -239,6 +239,9 @@ TABLES = {
     "`[scan]`": config.ScanSettings,
     "`[transfer]`": config.TransferSettings,
     "`[scheduler]`": config.SchedulerSettings,
+    "`[slurm]`": config.SlurmSettings,
+    "`[pool]`": config.PoolSettings,
+    "`[caps]`": config.CapSettings,
     "`[kernels]`": config.KernelSettings,
     "`[microscope]`": config.MicroscopeSettings,
     "`[agent]`": config.AgentSettings,
@@ -427,4 +430,4 @@ def test_options_of_benchmarks_are_documented() -> None:
     for name, cell in rows.items():
         known = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', text_of(ROOT / "benchmarks" / f"{name}.py"))
         assert code(cell)[0].split(" ") == known
-    assert {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")} - {"machine"} == set(rows)
+    assert {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")} - {"machine", "cluster"} == set(rows)
