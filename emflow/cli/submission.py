@@ -40,7 +40,7 @@ def _lines(found: Submission, *, verbose: bool) -> Iterator[str]:
     if verbose:
         yield from _column("", [printable(line) for line in found.text.splitlines()])
     yield from _column("it says", [printable(line) for line in found.said.splitlines()])
-    yield from _column("but", list(found.remarks))
+    yield from _column("note", list(found.remarks))
     yield "nothing was sent; it would be taken" if found.ok else "nothing was sent; it would be REFUSED"
 
 
