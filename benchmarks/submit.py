@@ -25,6 +25,7 @@ from benchmarks import _jobs, cluster
 from benchmarks.machine import summary
 from emflow.records import Resources
 from emflow.registry import load
+from emflow.schedulers.slurm import ASK_EVERY_S
 
 Way = Callable[[str, Path], None]
 
@@ -106,6 +107,7 @@ def polling(folder: Path, jobs: int, polls: int) -> dict[str, object]:
     try:
         own, children, wall = [], [], []
         for _ in range(polls):
+            time.sleep(ASK_EVERY_S)  # it does not ask Slurm more often
             before = _cpu_s()
             begin = time.perf_counter()
             said = scheduler.poll(ids)
