@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import msgspec
 
-from emflow.errors import EmflowError, printable
+from emflow.errors import EmflowError, JournalError, printable
 from emflow.journal import Journal
+from emflow.journal_usage import by_day
 from emflow.records import AcquisitionState, Job, JobState
 from emflow.runs import AcquisitionFile, RunFolders, failure_reason, lock
 from mpi_kernels import jsonfile
@@ -83,7 +84,7 @@ def rebuild(runs: RunFolders, journal_path: Path, *, results: Path | None = None
                 if not found.records and not force:
                     _refuse_to_forget(old, runs)
                 events = _take_over(journal, old, problems) + _collect(journal, runs, found)
-                added, jobs = _write(journal, found, results)
+                added, jobs = _write(journal, found, results, old)
         except BaseException:
             _remove(new)
             raise
@@ -159,6 +160,7 @@ def _job(runs: RunFolders, acquisition: str, folder: Path, problems: list[str]) 
         recipe=spec.recipe.name,
         scheduler=spec.scheduler,
         scheduler_id=claim.scheduler_id if claim is not None else "",
+        started_ns=claim.wall_ns if claim is not None else 0,
         reason=failure_reason(error) if error is not None and result is None else "",
         planned_ns=spec.planned_ns,
         changed_ns=last.wall_ns if last is not None else spec.planned_ns,
@@ -180,7 +182,7 @@ def _file(read: Callable[[Path], R | None], folder: Path, name: str, problems: l
 # --- writing
 
 
-def _write(journal: Journal, found: _Found, results: Path | None) -> tuple[int, int]:
+def _write(journal: Journal, found: _Found, results: Path | None, old: Journal | None) -> tuple[int, int]:
     reduced = {job.acquisition for job in found.jobs if job.state is JobState.REDUCED}
     replaced = {record.supersedes for record in found.records}
     added: set[str] = set()
@@ -199,8 +201,26 @@ def _write(journal: Journal, found: _Found, results: Path | None) -> tuple[int, 
     for job in found.jobs:
         with _left_out(found.problems, job.name):
             if job.acquisition in added:
-                jobs += journal.add_job(job, event="rebuilt", attrs={"state": str(job.state)})
+                jobs += _add_job(journal, job, old)
     return len(added), jobs
+
+
+def _add_job(journal: Journal, job: Job, old: Journal | None) -> bool:
+    """Add a job with what it cost: as the old journal has it, else of one node from its claim to its last word."""
+    spent = by_day(job.started_ns, job.changed_ns, 1) if job.started_ns else {}
+    try:
+        if old is not None:
+            known = old.job(job.name)
+            job = msgspec.structs.replace(
+                job, memory_mib=known.memory_mib, nodes=known.nodes, started_ns=known.started_ns or job.started_ns
+            )
+            spent = old.usage.of_job(job.name) or spent
+    except (EmflowError, ValueError):
+        pass  # not known to it, or damaged
+    if not journal.add_job(job, event="rebuilt", attrs={"state": str(job.state)}):
+        return False
+    journal.usage.book(job.name, spent)
+    return True
 
 
 @contextlib.contextmanager
@@ -218,10 +238,20 @@ def _old_journal(path: Path, problems: list[str]) -> Iterator[Journal | None]:
         old = None
         if path.exists():
             try:
-                old = stack.enter_context(Journal(path, read_only=True))
+                old = stack.enter_context(_opened(path))
             except EmflowError as error:
                 problems.append(f"the old journal's events are not taken over: {error.message}")
         yield old
+
+
+def _opened(path: Path) -> Journal:
+    """Open the old journal to read; one of an older emflow gets today's tables first."""
+    try:
+        return Journal(path, read_only=True)
+    except JournalError:
+        with contextlib.suppress(EmflowError):
+            Journal(path).close()
+        return Journal(path, read_only=True)
 
 
 def _take_over(journal: Journal, old: Journal | None, problems: list[str]) -> int:

@@ -96,7 +96,7 @@ class Bench:
                 scheduler=self.scheduling,
             ),
             journal=journal,
-            runs=RunFolders(service.runs),
+            runs=RunFolders(service.runs, clock=self.clock),
             results=service.results,
             scheduler=self.scheduler,
             prober=self.prober,

@@ -8,18 +8,19 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import wait
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
 
-from emflow.config import SchedulerSettings
+from emflow.config import Config, SchedulerSettings
 from emflow.errors import NoSpace, SubmitError, Unavailable
 from emflow.records import AcquisitionState, Job, JobState, JobStatus, Resources, SchedulerPhase, job_name
 from emflow.schedulers.null import NullScheduler
-from emflow.schedulers.protocol import Finding, Scheduler
+from emflow.schedulers.protocol import Finding, Rehearsal, Scheduler
 from emflow.steps.examine import examine
-from emflow.steps.follow import MANIFEST_GRACE_S, end_jobs, follow
+from emflow.steps.ending import CLUSTER_GRACE_S, MANIFEST_GRACE_S
+from emflow.steps.follow import end_jobs, follow
 from emflow.steps.plan import plan
 from emflow.steps.stage import stage
 from emflow.steps.submit import submit
@@ -44,14 +45,28 @@ class Scripted:
         self.sent: list[str] = []
         self.cancelled: list[str] = []
         self.phases: dict[str, SchedulerPhase] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        """More of a job's status."""
+        self.asked: dict[str, Resources] = {}
         self.word = ""
         self._folders: dict[str, Path] = {}
         self._worker = NullScheduler()
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        return cls()
+
+    def tend(self) -> None:
+        pass
+
+    def rehearse(self, resources: Resources) -> Rehearsal:
+        return Rehearsal(command=(), environment={}, script="")
 
     def submit(self, name: str, folder: Path, resources: Resources) -> str:
         if self.refusals:
             raise self.refusals.pop(0)
         self.sent.append(name)
+        self.asked[name] = resources
         self._folders[name] = folder
         self.phases.setdefault(name, P.PENDING)
         if self.lost:
@@ -67,7 +82,10 @@ class Scripted:
         if self.away:
             raise Unavailable("the scheduler does not answer")
         return {
-            name: JobStatus(scheduler_id=known, phase=self.phases.get(name, P.GONE), reason=self.word, node="n1")
+            name: JobStatus(
+                **{"scheduler_id": known, "phase": self.phases.get(name, P.GONE), "reason": self.word, "node": "n1"}
+                | self.facts.get(name, {})
+            )
             for name, known in jobs.items()
         }
 
