@@ -43,6 +43,8 @@ class _Found(msgspec.Struct, kw_only=True):
     records: list[AcquisitionFile]
     jobs: list[Job]
     problems: list[str]
+    begun: dict[str, int]
+    """When each job claimed its folder."""
 
 
 def rebuild(runs: RunFolders, journal_path: Path, *, results: Path | None = None, force: bool = False) -> Counts:
@@ -104,7 +106,7 @@ def rebuild(runs: RunFolders, journal_path: Path, *, results: Path | None = None
 
 
 def _read(runs: RunFolders, problems: list[str]) -> _Found:
-    found = _Found(records=[], jobs=[], problems=problems)
+    found = _Found(records=[], jobs=[], problems=problems, begun={})
     for folder in runs.acquisition_folders():
         try:
             record = runs.read_acquisition(folder.parent.name, folder.name)
@@ -115,7 +117,7 @@ def _read(runs: RunFolders, problems: list[str]) -> _Found:
             continue
         found.records.append(record)
         for job_folder in runs.job_folders(folder):
-            job = _job(runs, folder.name, job_folder, problems)
+            job = _job(runs, folder.name, job_folder, found)
             found.jobs += [job] if job is not None else []
     found.records.sort(key=lambda record: (record.seen_ns, record.id))
     return found
@@ -135,9 +137,9 @@ def _refuse_to_forget(old: Journal | None, runs: RunFolders) -> None:
         )
 
 
-def _job(runs: RunFolders, acquisition: str, folder: Path, problems: list[str]) -> Job | None:
+def _job(runs: RunFolders, acquisition: str, folder: Path, found: _Found) -> Job | None:
     """A job in the state that its files prove; what they don't, the running service asks the scheduler."""
-    name = f"{acquisition}-{folder.name}"
+    name, problems = f"{acquisition}-{folder.name}", found.problems
     job = Job(
         name=name, acquisition=acquisition, attempt=int(folder.name), state=JobState.FAILED, recipe="", scheduler=""
     )
@@ -154,13 +156,14 @@ def _job(runs: RunFolders, acquisition: str, folder: Path, problems: list[str]) 
     if result is not None or error is not None:
         state = JobState.REDUCED if result is not None else JobState.FAILED
     last = result or error or claim
+    if claim is not None:
+        found.begun[name] = claim.wall_ns
     return msgspec.structs.replace(
         job,
         state=state,
         recipe=spec.recipe.name,
         scheduler=spec.scheduler,
         scheduler_id=claim.scheduler_id if claim is not None else "",
-        started_ns=claim.wall_ns if claim is not None else 0,
         reason=failure_reason(error) if error is not None and result is None else "",
         planned_ns=spec.planned_ns,
         changed_ns=last.wall_ns if last is not None else spec.planned_ns,
@@ -201,18 +204,18 @@ def _write(journal: Journal, found: _Found, results: Path | None, old: Journal |
     for job in found.jobs:
         with _left_out(found.problems, job.name):
             if job.acquisition in added:
-                jobs += _add_job(journal, job, old)
+                jobs += _add_job(journal, job, found.begun.get(job.name, job.changed_ns), old)
     return len(added), jobs
 
 
-def _add_job(journal: Journal, job: Job, old: Journal | None) -> bool:
+def _add_job(journal: Journal, job: Job, begun_ns: int, old: Journal | None) -> bool:
     """Add a job with what it cost: as the old journal has it, else of one node from its claim to its last word."""
-    spent = by_day(job.started_ns, job.changed_ns, 1) if job.started_ns else {}
+    spent = by_day(begun_ns, job.changed_ns, 1)
     try:
         if old is not None:
             known = old.job(job.name)
             job = msgspec.structs.replace(
-                job, memory_mib=known.memory_mib, nodes=known.nodes, started_ns=known.started_ns or job.started_ns
+                job, memory_mib=known.memory_mib, nodes=known.nodes, started_ns=known.started_ns
             )
             spent = old.usage.of_job(job.name) or spent
     except (EmflowError, ValueError):

@@ -89,7 +89,7 @@ def status_table(view: dict[str, Any], width: int) -> Group:
 def spending(view: dict[str, Any]) -> str:
     """What jobs have cost today, and how many acquisitions wait."""
     hours, backlog = view["node_hours"], view["backlog"]
-    day = f"{hours['spent']:.3g} node-hours on {hours['day']} (UTC)" + (f" of {hours['cap']:g}" if hours["cap"] else "")
+    day = f"{hours['spent']:.3f} node-hours on {hours['day']} (UTC)" + (f" of {hours['cap']:g}" if hours["cap"] else "")
     return f"{day}, {backlog['waiting']} waiting" + (f" of {backlog['limit']}" if backlog["limit"] else "")
 
 
@@ -116,7 +116,7 @@ def status_rows(rows: list[Row], width: int) -> Table:
             Text(row.state, style=COLOURS.get(row.state, "cyan")),
             *([data] if wide else []),
             *(f"{row.seconds[step]:.2f}" if step in row.seconds else "" for step in steps),
-            *([f"{row.job[17:]} {row.job_state}", f"{row.node_hours:.3g}"] if wide else []),
+            *([f"{row.job[17:]} {row.job_state}", f"{row.node_hours:.3f}"] if wide else []),
         )
     return table
 
