@@ -19,7 +19,7 @@ from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers import site, slurm_check, slurm_commands
 from emflow.schedulers.protocol import Finding, Rehearsal
 from emflow.schedulers.slurm_commands import Row
-from emflow.schedulers.slurm_reasons import explained
+from emflow.schedulers.slurm_reasons import Outlook, explained
 from emflow.schedulers.slurm_states import Meaning, judge
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import CLAIM_FILE, JOB_NAME, Claim
@@ -280,10 +280,12 @@ def _status(rows: Iterable[Row], scheduler_id: str) -> JobStatus:
         return _gone(scheduler_id)
     meaning = judge(row.state)
     started = meaning.phase is not SchedulerPhase.PENDING or row.elapsed_s > 0
+    reason = _reason(row, meaning)
     return JobStatus(
         scheduler_id=row.id,
         phase=meaning.phase,
-        reason=_reason(row, meaning),
+        reason=reason,
+        stuck=Outlook.NEVER in reason,
         node=row.node if started else "",
         cause=meaning.cause,
         nodes=row.nodes if started else 0,

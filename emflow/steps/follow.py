@@ -118,6 +118,7 @@ def _heard(context: Context, job: Job, status: JobStatus) -> None:
 
 def _waits(context: Context, job: Job, status: JobStatus) -> None:
     """Show why a job waits; one that waits for what can't come by itself is an alarm, and goes on waiting."""
+    context.heard.pop(job.name, None)  # a job that is suspended waits too
     if job.state is JobState.UNKNOWN:
         job = context.journal.move_job(job.name, job.state, JobState.SUBMITTED, reason=status.reason)
     elif job.reason != status.reason:
@@ -130,7 +131,7 @@ def _waits(context: Context, job: Job, status: JobStatus) -> None:
 
 def _runs(context: Context, job: Job, status: JobStatus) -> None:
     context.clear_alarm(f"waiting {job.name}")
-    if job.state is not JobState.RUNNING or (status.nodes and not job.nodes):
+    if job.state is not JobState.RUNNING or job.reason or (status.nodes and not job.nodes):
         job = _begun(context, job, status)
     now, most_s = context.clock(), context.config.scheduler.silent_s
     if now < context.look_again.get(job.name, now):
@@ -151,7 +152,7 @@ def _begun(context: Context, job: Job, status: JobStatus) -> Job:
     if status.nodes:
         columns |= {"nodes": status.nodes, "started_ns": int((context.wall() - status.elapsed_s) * 1e9)}
     if job.state is JobState.RUNNING:
-        return context.journal.update_job(job.name, job.state, **columns)
+        return context.journal.update_job(job.name, job.state, reason="", **columns)
     attrs = {"node": status.node, **({"nodes": status.nodes} if status.nodes else {})}
     return context.journal.move_job(job.name, job.state, JobState.RUNNING, attrs=attrs, **columns)
 
