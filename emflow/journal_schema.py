@@ -223,7 +223,7 @@ def _check_version(connection: sqlite3.Connection, newest: int, path: Path) -> N
 
 def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
     # events are many and only history: damage there shows when they are read
-    for table in ("acquisition", "job", "usage"):
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name != 'event'"):
         said = connection.execute(f"PRAGMA quick_check('{table}')").fetchone()[0]
         if said != "ok":
             raise JournalError(f"{printable(str(path))}: damaged ({printable(said)})", next_step=REBUILD)
