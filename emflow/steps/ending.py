@@ -61,7 +61,8 @@ def said_by_the_scheduler(context: Context, folder: Path, status: JobStatus, err
 
 
 def _told(status: JobStatus) -> str:
-    return f" ({status.cause}{f', {status.reason}' if status.reason else ''})"
+    said = status.reason if status.cause in status.reason else f"{status.cause} {status.reason}".strip()
+    return f" ({said})"
 
 
 def _overtime(context: Context, folder: Path, told: str = "") -> str:
