@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
+import msgspec
+
 from emflow.config import Config
 from emflow.errors import SubmitError, Unavailable, printable
-from emflow.records import JobStatus, Resources, SchedulerPhase
+from emflow.records import EndCause, JobStatus, Resources, SchedulerPhase
 from emflow.schedulers import site, slurm_check, slurm_commands
 from emflow.schedulers.protocol import Finding, Rehearsal
 from emflow.schedulers.slurm_commands import Row
-from emflow.schedulers.slurm_reasons import explained
+from emflow.schedulers.slurm_reasons import explained, never_ends
 from emflow.schedulers.slurm_states import Meaning, judge
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import CLAIM_FILE, JOB_NAME, Claim
@@ -44,7 +46,8 @@ ASK_EVERY_S = 1.0
 
 _LOOK_S = 0.1
 _PLACEHOLDER = Path("/RUNS/<day>/<acquisition>/<nn>")
-_ALIVE = (SchedulerPhase.PENDING, SchedulerPhase.RUNNING, SchedulerPhase.UNKNOWN)
+_LIVELY = (SchedulerPhase.RUNNING, SchedulerPhase.UNKNOWN, SchedulerPhase.PENDING, SchedulerPhase.ENDED)
+"""Of several jobs of one name the one that runs is taken, and the newest of those that are alike."""
 
 T = TypeVar("T")
 
@@ -105,8 +108,7 @@ class SlurmScheduler:
         """
         rows = self._asked(lambda: slurm_commands.listed([name])) or self._accounted([name])
         rows = [row for row in rows if not _record_of_a_refusal(row)]
-        # one that lives before one that has ended, then the newest
-        rows.sort(key=lambda row: (judge(row.state).phase in _ALIVE, int(row.id)), reverse=True)
+        rows.sort(key=lambda row: (_LIVELY.index(judge(row.state).phase), -int(row.id)))
         found = [row.id for row in rows] or _claimed(name, folder)
         if found:
             self._doubts.pop(name, None)
@@ -178,7 +180,8 @@ class SlurmScheduler:
         missing = [name for name in names if _chosen(rows.get(name, []), jobs[name]) is None]
         for name, more in _by_name(self._accounted(missing)).items():
             rows[name] = [*rows.get(name, []), *more]
-        return {name: _status(rows.get(name, []), scheduler_id) for name, scheduler_id in jobs.items()}
+        said = {name: _status(rows.get(name, []), scheduler_id) for name, scheduler_id in jobs.items()}
+        return {name: _with_memory(one) for name, one in said.items()}
 
     def _asked(self, question: Callable[[], T]) -> T:
         """Ask, unless Slurm did not answer a moment ago.
@@ -283,11 +286,19 @@ def _status(rows: Iterable[Row], scheduler_id: str) -> JobStatus:
         scheduler_id=row.id,
         phase=meaning.phase,
         reason=_reason(row, meaning),
+        stuck=meaning.stuck or (row.state == "PENDING" and never_ends(row.reason)),
         node=row.node,
         cause=meaning.cause,
         nodes=row.nodes if row.node else 0,  # before it starts, what it asks for
         elapsed_s=row.elapsed_s,
     )
+
+
+def _with_memory(status: JobStatus) -> JobStatus:
+    """What a job had that ran out of memory, so that the next attempt gets more."""
+    if status.cause is not EndCause.OUT_OF_MEMORY:
+        return status
+    return msgspec.structs.replace(status, memory_mib=slurm_commands.memory_mib(status.scheduler_id))
 
 
 def _reason(row: Row, meaning: Meaning) -> str:

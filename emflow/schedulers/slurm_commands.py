@@ -7,6 +7,7 @@ service would change what the commands do.  No ``--json``: 22.05 ignores ``-j`` 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -255,6 +256,12 @@ def named(ids: Sequence[str]) -> list[Row]:
     return list(parse_squeue(answer.out))
 
 
+def memory_mib(job: str) -> int:
+    """MiB of each node that a job was given; 0 if Slurm does not say, or does not look at memory."""
+    answer = run(("scontrol", "-o", "show", "job", job))
+    return parse_memory(answer.out) if answer.code == 0 else 0
+
+
 def cancel(ids: Sequence[str]) -> None:
     """Tell Slurm to end jobs; that they are unknown or have ended is no error."""
     answer = run(("scancel", *ids))  # with --quiet it would not say why it failed
@@ -278,6 +285,16 @@ def parse_sacct(text: str) -> Iterator[Row]:
         if len(fields) == 6 and fields[0].isascii() and fields[0].isdigit():
             job, name, state, nodes, elapsed, node = fields
             yield Row(job, name, state, _count(nodes), float(_count(elapsed)), node.replace("None assigned", ""))
+
+
+def parse_memory(record: str) -> int:
+    """MiB of each node in what ``scontrol -o show job`` printed; a site may count memory by core."""
+    cores = re.search(r"\bNumNodes=([0-9]+)\S* NumCPUs=([0-9]+)", record)
+    found = re.search(r"\bMinMemory(Node|CPU)=([0-9.]+)([KMGT]?)", record)
+    if cores is None or found is None:
+        return 0
+    of_a_node = math.ceil(int(cores[2]) / max(1, int(cores[1]))) if found[1] == "CPU" else 1
+    return round(float(found[2]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}[found[3]] * of_a_node)
 
 
 def seconds(text: str) -> float:
