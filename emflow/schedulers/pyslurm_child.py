@@ -28,8 +28,10 @@ def main() -> None:
     os.dup2(2, 1)  # what the library prints must not get among the replies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pipe
     _send(replies, _versions())
-    with open(os.devnull, "wb") as nothing:  # errors come back as numbers; nobody reads what the library says of them
-        os.dup2(nothing.fileno(), 2)
+    nothing = os.open(
+        os.devnull, os.O_WRONLY
+    )  # errors come back as numbers; nobody reads what the library says of them
+    os.dup2(nothing, 2)
     for line in sys.stdin.buffer:
         _send(replies, _answer(json.loads(line)))
 

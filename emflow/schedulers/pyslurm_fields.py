@@ -45,9 +45,11 @@ def _signal(text: str) -> dict[str, object]:
         raise ValueError(f"a signal such as B:USR1@60 is expected, not {text!r}")
     name = found["signal"].removeprefix("SIG")
     number = int(name) if name.isdigit() else int(signal.Signals[f"SIG{name}"])
-    to = found["to"] or ""
     said: dict[str, object] = {"signal": number, "time": int(found["time"] or 60)}
-    return said | ({"batch_only": True} if "B" in to else {}) | ({"allow_reservation_overlap": True} if "R" in to else {})
+    for letter, key in (("B", "batch_only"), ("R", "allow_reservation_overlap")):
+        if letter in (found["to"] or ""):
+            said[key] = True
+    return said
 
 
 def _cards(text: str) -> dict[str, int]:
