@@ -32,6 +32,11 @@ def _mib(text: str) -> int:
     return max(1, round(int(found[1]) * _UNITS_MIB[found[2] or "M"]))
 
 
+def _time(text: str) -> object:
+    """pyslurm takes minutes for a number only, and everything else as Slurm reads it."""
+    return int(text) if text.isdigit() else text
+
+
 def _nodes(text: str) -> str:
     if not _NODES.fullmatch(text):
         raise ValueError(f"a number of nodes such as 2 or 1-4 is expected, not {text!r}")
@@ -78,7 +83,7 @@ FIELDS: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "cpus-per-task": ("cpus_per_task", int),
     "gpus-per-task": ("gpus_per_task", int),
     "mem": ("memory_per_node", _mib),
-    "time": ("time_limit", str),
+    "time": ("time_limit", _time),
     "signal": ("signal", _signal),
     # what a site may want beside it
     "begin": ("begin_time", str),
@@ -104,6 +109,24 @@ SWITCHES: Mapping[str, tuple[str, object]] = {
     "contiguous": ("requires_contiguous_nodes", True),
 }
 """Flags without a value."""
+
+NO_VAL = 0xFFFFFFFE
+"""What Slurm takes for "not said".  Source: slurm.h."""
+
+DEFAULTS: Mapping[str, object] = {
+    # pyslurm's own: one node, and a profile of everything
+    "nodes": f"{NO_VAL}-{NO_VAL}",
+    "profile_types": "none",
+}
+"""What has to be said so that nothing is asked for, as with sbatch."""
+
+VARIABLES: Mapping[str, str] = {
+    "cpus_per_task": "SLURM_CPUS_PER_TASK",
+    "gpus_per_task": "SLURM_GPUS_PER_TASK",
+    "ntasks_per_node": "SLURM_NTASKS_PER_NODE",
+    "threads_per_core": "SLURM_THREADS_PER_CORE",
+}
+"""Variables that sbatch itself, not the node, gives to a job; srun reads some of them."""
 
 _NO_MATTER = ("parsable", "quiet", "export=ALL")
 """How sbatch answers, and what pyslurm does in any case: the job gets the whole environment that it is given."""
@@ -141,10 +164,12 @@ def fields(flags: Iterable[str]) -> dict[str, object]:
         else:
             what = printable(flag.partition("=")[0])
             raise SubmitError(f"pyslurm has nothing for sbatch's {printable(flag)}", next_step=_ELSE.format(name=what))
-    if "ntasks" in found:
-        # pyslurm's default is one node, sbatch's is as many as it takes
-        found.setdefault("nodes", f"1-{found['ntasks']}")
-    return found
+    return DEFAULTS | found
+
+
+def variables(found: Mapping[str, object]) -> dict[str, str]:
+    """What sbatch would tell a job of these fields."""
+    return {variable: str(found[field]) for field, variable in VARIABLES.items() if field in found}
 
 
 _ELSE = 'Take {name} out of flags of [slurm], or set [scheduler] use = "slurm"'

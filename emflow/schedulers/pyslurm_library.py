@@ -19,7 +19,7 @@ from typing import Any
 
 from emflow.errors import SubmitError, Unavailable, printable
 from emflow.schedulers import slurm_commands
-from emflow.schedulers.pyslurm_fields import directives, fields
+from emflow.schedulers.pyslurm_fields import directives, fields, variables
 from emflow.schedulers.slurm_commands import Row
 
 START = (
@@ -66,7 +66,7 @@ class Library:
         asked |= {"script": str(script), "script_args": [str(folder)]}
         name = str(asked.get("name"))
         try:
-            reply = self._ask({"do": "submit", "fields": asked, "environment": dict(env)})
+            reply = self._ask({"do": "submit", "fields": asked, "environment": {**variables(asked), **env}})
         except Unavailable:
             self._doubtful.add(name)
             raise
