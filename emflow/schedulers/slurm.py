@@ -40,6 +40,9 @@ CANCEL_S = 60.0
 ACCOUNTING_S = 60.0
 """Between two tries of an accounting that does not answer: it is only asked for what the controller has forgotten."""
 
+ASK_EVERY_S = 1.0
+"""squeue locks the list of jobs that a whole site shares; and results are seen in run folders, sooner than by it."""
+
 _LOOK_S = 0.1
 _PLACEHOLDER = Path("/RUNS/<day>/<acquisition>/<nn>")
 _ALIVE = (SchedulerPhase.PENDING, SchedulerPhase.RUNNING, SchedulerPhase.UNKNOWN)
@@ -63,7 +66,9 @@ class SlurmScheduler:
     name: ClassVar[str] = "slurm"
     ends_with_service: ClassVar[bool] = False
 
-    def __init__(self, config: Config, *, settle_s: float = SETTLE_S, transport: Transport = slurm_commands) -> None:
+    def __init__(
+        self, config: Config, *, settle_s: float = SETTLE_S, transport: Transport = slurm_commands
+    ) -> None:
         self._slurm = transport
         self._config = config
         self._settle_s = settle_s
@@ -71,6 +76,7 @@ class SlurmScheduler:
         self._ask_accounting_from = 0.0
         self._away_until = 0.0
         self._away = ""
+        self._heard: tuple[float, dict[str, str], dict[str, JobStatus]] = (0.0, {}, {})
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -82,6 +88,7 @@ class SlurmScheduler:
         request = site.request(self._config, resources)
         flags = (*_identity(name, folder), *request.flags)
         self._refuse_while_away()
+        self._heard = (0.0, {}, {})
         try:
             found = self._asked(lambda: self._slurm.submit(flags, request.script, folder, _given(request)))
         except SubmitError as error:
@@ -113,18 +120,20 @@ class SlurmScheduler:
         return found
 
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
-        """How jobs are, by one squeue; what the controller has forgotten is looked for in the accounting."""
-        names = [name for name in jobs if JOB_NAME.fullmatch(name)]
-        if not names:
-            return {name: _gone(scheduler_id) for name, scheduler_id in jobs.items()}
-        rows = _by_name(self._asked(lambda: self._slurm.listed(names)))
-        missing = [name for name in names if _chosen(rows.get(name, []), jobs[name]) is None]
-        for name, more in _by_name(self._accounted(missing)).items():
-            rows[name] = [*rows.get(name, []), *more]
-        return {name: _status(rows.get(name, []), scheduler_id) for name, scheduler_id in jobs.items()}
+        """How jobs are, by one squeue; what the controller has forgotten is looked for in the accounting.
+
+        What was said less than a second ago, since when nothing was sent or cancelled here, is said again.
+        """
+        asked, known, said = self._heard
+        if time.monotonic() < asked + ASK_EVERY_S and jobs.items() <= known.items():
+            return {name: said[name] for name in jobs}
+        said = self._look(jobs)
+        self._heard = (time.monotonic(), dict(jobs), said)
+        return said
 
     def cancel(self, *scheduler_ids: str) -> None:
         """End jobs with all their processes; raises `Unavailable` where some are left after a minute."""
+        self._heard = (0.0, {}, {})
         ids = [one for one in scheduler_ids if one.isascii() and one.isdigit()]
         known = self._asked(lambda: self._slurm.named(ids)) if ids else []
         # by name: whatever else was sent for the same run folder, and nothing that got an old id
@@ -171,6 +180,16 @@ class SlurmScheduler:
     def close(self) -> None:
         """Forget the jobs; they go on."""
         self._doubts.clear()
+
+    def _look(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
+        names = [name for name in jobs if JOB_NAME.fullmatch(name)]
+        if not names:
+            return {name: _gone(scheduler_id) for name, scheduler_id in jobs.items()}
+        rows = _by_name(self._asked(lambda: self._slurm.listed(names)))
+        missing = [name for name in names if _chosen(rows.get(name, []), jobs[name]) is None]
+        for name, more in _by_name(self._accounted(missing)).items():
+            rows[name] = [*rows.get(name, []), *more]
+        return {name: _status(rows.get(name, []), scheduler_id) for name, scheduler_id in jobs.items()}
 
     def _asked(self, question: Callable[[], T]) -> T:
         """Ask, unless Slurm did not answer a moment ago.
