@@ -33,7 +33,7 @@ def _mib(text: str) -> int:
 
 
 def _time(text: str) -> object:
-    """pyslurm takes minutes for a number only, and everything else as Slurm reads it."""
+    """Minutes as a number, which pyslurm can't read from text; everything else as Slurm reads it."""
     return int(text) if text.isdigit() else text
 
 
@@ -164,7 +164,7 @@ def fields(flags: Iterable[str]) -> dict[str, object]:
         else:
             what = printable(flag.partition("=")[0])
             raise SubmitError(f"pyslurm has nothing for sbatch's {printable(flag)}", next_step=_ELSE.format(name=what))
-    return DEFAULTS | found
+    return {**DEFAULTS, **found}
 
 
 def variables(found: Mapping[str, object]) -> dict[str, str]:

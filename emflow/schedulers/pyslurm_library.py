@@ -35,6 +35,7 @@ ONE_BY_ONE = 8
 """Up to so many jobs are asked for by id, 0.4 to 0.9 ms each; all jobs of a cluster take 13 us each (1,100: 17 ms)."""
 
 USE_COMMANDS = 'set [scheduler] use = "slurm"'
+_WITHOUT = '[scheduler] use = "slurm" does without it'
 _INSTALL = "pip install 'pyslurm=={release}.*' with the headers of the site's Slurm (SLURM_INCLUDE_DIR, SLURM_LIB_DIR)"
 
 
@@ -145,13 +146,17 @@ class Library:
 
 
 def _start() -> subprocess.Popen[bytes]:
+    environment = slurm_commands.environment()
+    named = environment.get("SLURM_CONF")
+    if named and not Path(named).is_file():  # the library would look for it for a minute
+        raise Unavailable(f"SLURM_CONF names no file: {printable(named)}", next_step="Correct or unset SLURM_CONF")
     where = json.dumps([path for path in sys.path if path])
     return subprocess.Popen(
         [sys.executable, "-I", "-c", START, where],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=slurm_commands.environment(),
+        env=environment,
         start_new_session=True,  # Ctrl-C on a terminal reaches the parent only
         bufsize=0,
     )
@@ -167,15 +172,14 @@ def _matching(child: subprocess.Popen[bytes]) -> str:
         ) from error
     if "missing" in reply:
         found = printable(reply["missing"])
-        step = f"Install it ({_INSTALL.format(release='<release>')}), or {USE_COMMANDS}"
-        raise Unavailable(f"pyslurm can't be imported: {found}", next_step=step)
+        step = f"Install it: {_INSTALL.format(release='<release>')}"
+        raise Unavailable(f"pyslurm can't be imported ({found}); {_WITHOUT}", next_step=step)
     if "errno" in reply:
         raise _no_answer(reply)
     if _release(reply["pyslurm"]) != _release(reply["cluster"]):
-        step = f"Install the one that does ({_INSTALL.format(release=_release(reply['cluster']))}), or {USE_COMMANDS}"
-        raise Unavailable(
-            f"pyslurm {reply['pyslurm']} does not belong to the cluster's Slurm {reply['cluster']}", next_step=step
-        )
+        pair = f"pyslurm {reply['pyslurm']} does not belong to the cluster's Slurm {reply['cluster']}"
+        step = f"Install the one that does: {_INSTALL.format(release=_release(reply['cluster']))}"
+        raise Unavailable(f"{pair}; {_WITHOUT}", next_step=step)
     return f"pyslurm {reply['pyslurm']}, Slurm {reply['cluster']}"
 
 

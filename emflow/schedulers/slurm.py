@@ -66,9 +66,7 @@ class SlurmScheduler:
     name: ClassVar[str] = "slurm"
     ends_with_service: ClassVar[bool] = False
 
-    def __init__(
-        self, config: Config, *, settle_s: float = SETTLE_S, transport: Transport = slurm_commands
-    ) -> None:
+    def __init__(self, config: Config, *, settle_s: float = SETTLE_S, transport: Transport = slurm_commands) -> None:
         self._slurm = transport
         self._config = config
         self._settle_s = settle_s
