@@ -106,8 +106,7 @@ def _cancel(request: Mapping[str, Any]) -> None:
 
     for one in request["ids"]:
         try:
-            # like scancel, and with steps "all" like scancel --signal=KILL --full
-            pyslurm.Job(one).send_signal(signal.SIGKILL, steps="all" if request["hard"] else "children")
+            pyslurm.Job(one).cancel()
         except pyslurm.RPCError as error:
             if error.errno not in (FORGOTTEN, ENDED):
                 raise

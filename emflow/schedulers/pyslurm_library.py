@@ -103,9 +103,9 @@ class Library:
         """As `slurm_commands.accounted`: pyslurm's own way to the accounting asks for all jobs of all users."""
         return slurm_commands.accounted(names)
 
-    def cancel(self, ids: Sequence[str], *more: str) -> None:
-        """Tell Slurm to end jobs; with ``--full`` in ``more``, every process at once."""
-        self._answered({"do": "cancel", "ids": [int(one) for one in ids], "hard": "--full" in more})
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Tell Slurm to end jobs; that they are unknown or have ended is no error."""
+        self._answered({"do": "cancel", "ids": [int(one) for one in ids]})
 
     def close(self) -> None:
         """End the child; jobs go on."""

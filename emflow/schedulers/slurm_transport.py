@@ -35,5 +35,5 @@ class Transport(Protocol):
     def accounted(self, names: Iterable[str]) -> list[Row] | None:
         """Our jobs with these names that Slurm's accounting knows; None where there is none, or it does not answer."""
 
-    def cancel(self, ids: Sequence[str], *more: str) -> None:
-        """Tell Slurm to end jobs, with scancel's flags; that they are unknown or have ended is no error."""
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Tell Slurm to end jobs; that they are unknown or have ended is no error."""

@@ -255,7 +255,7 @@ def test_job_that_ignores_everything_but_kill_is_ended(shared: Cluster, jobs: Si
     name, folder = jobs.plan(tmp_path)
     sent = library.submit([f"--job-name={name}", f"--output={folder}/job.out"], script, folder, given)
     jobs.eventually((folder / "there").exists)
-    library.cancel([sent], "--signal=KILL", "--full")
+    library.cancel([sent])
     jobs.eventually(lambda: not jobs.processes_of(folder))
     jobs.eventually(lambda: [row.state for row in library.listed([name])] == ["CANCELLED"])
     library.cancel([sent])
