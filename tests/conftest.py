@@ -35,7 +35,7 @@ pytest_plugins = ["pytester"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = f"EMFLOW_TEST_RUN={os.getpid()}.{secrets.token_hex(4)}"
 GRACE_S = 5.0
-SID = Path(os.environ.get("EMFLOW_SID", "/tmp/emflow-sid"))
+SID = Path(os.environ.get("EMFLOW_SID", "/var/cache/emflow-sid"))
 PEERS = ("hyperspy", "silx", "emdfile", "stempy", "libertem", "pyxem")
 
 
@@ -348,6 +348,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
     with cluster.running(tmp_path_factory.mktemp("slurm") / "cluster") as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def sid_folder() -> Path:
+    """Where the chroot of Debian sid lies, or will."""
+    demand("sid")
+    return SID
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ make_chroot() {
     local root=$1 new=$1.new
     [[ $(cat "$root/recipe" 2>/dev/null) != "$RECIPE" ]] || return 0
     rm -rf --one-file-system -- "$root" "$new"
-    mkdir -p -m 755 -- "$new"
+    mkdir -p -- "$new"
     debootstrap --variant=minbase --include="$PACKAGES" sid "$new" "$MIRROR" || refuse "debootstrap fails"
     rm -rf -- "$new"/var/cache/apt/* "$new"/var/lib/apt/lists/*
     cp -- /etc/resolv.conf /etc/hosts "$new/etc/"
@@ -52,6 +52,7 @@ make_chroot() {
 #define slurm_free_ctl_conf slurm_free_conf
 #define ESLURM_ERROR_ON_DESC_TO_RECORD_COPY 2015
 EOF
+    # shellcheck disable=SC2016  # meant for the shell inside
     inside "$new" bash -euo pipefail -c '
         python3 -m venv /venv
         pip install -q Cython packaging setuptools wheel pytest pytest-timeout hypothesis

@@ -263,6 +263,20 @@ def test_job_that_ignores_everything_but_kill_is_ended(shared: Cluster, jobs: Si
     library.close()
 
 
+@pytest.mark.timeout(150)  # Slurm looks at the clocks of jobs every half minute
+def test_job_is_warned_before_its_time_is_up(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
+    script = tmp_path / "s.sh"
+    script.write_text("#!/bin/bash\ntrap 'touch \"$1/warned\"; exit 0' USR1\nwhile :; do sleep 0.1; done\n")
+    library = Library()
+    given = {"PATH": os.environ["PATH"], **shared.environment}
+    name, folder = jobs.plan(tmp_path)
+    flags = [f"--job-name={name}", f"--output={folder}/job.out", "--time=2", "--signal=B:USR1@110"]
+    sent = library.submit(flags, script, folder, given)
+    jobs.eventually((folder / "warned").exists, 110.0)
+    jobs.eventually(lambda: [(row.id, row.state) for row in library.listed([name])] == [(sent, "COMPLETED")])
+    library.close()
+
+
 # --- trouble
 
 
