@@ -24,6 +24,7 @@ from emflow.schedulers.protocol import Finding, Rehearsal
 from emflow.schedulers.slurm_commands import Row
 from emflow.schedulers.slurm_reasons import explained, never_ends
 from emflow.schedulers.slurm_states import Meaning, judge
+from emflow.schedulers.slurm_transport import Transport
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import CLAIM_FILE, JOB_NAME, Claim
 from mpi_kernels.errors import FormatError
@@ -61,12 +62,15 @@ class SlurmScheduler:
         Where the site's profile, the account and the rest of ``[slurm]`` come from.
     settle_s : float
         Seconds that a doubtful job must be missing from Slurm's answers before it counts as not sent.
+    transport : Transport
+        The way to Slurm; its commands by default.
     """
 
     name: ClassVar[str] = "slurm"
     ends_with_service: ClassVar[bool] = False
 
-    def __init__(self, config: Config, *, settle_s: float = SETTLE_S) -> None:
+    def __init__(self, config: Config, *, settle_s: float = SETTLE_S, transport: Transport = slurm_commands) -> None:
+        self._slurm = transport
         self._config = config
         self._settle_s = settle_s
         self._doubts: dict[str, float | None] = {}
@@ -87,7 +91,7 @@ class SlurmScheduler:
         self._refuse_while_away()
         self._heard = (0.0, {}, {})
         try:
-            found = self._asked(lambda: slurm_commands.submit(flags, request.script, folder, _given(request)))
+            found = self._asked(lambda: self._slurm.submit(flags, request.script, folder, _given(request)))
         except SubmitError as error:
             if error.transient:
                 self._doubts[name] = None
@@ -106,7 +110,7 @@ class SlurmScheduler:
         Unavailable
             Slurm can't be asked, or sbatch failed a moment ago and its request may still be taken.
         """
-        rows = self._asked(lambda: slurm_commands.listed([name])) or self._accounted([name])
+        rows = self._asked(lambda: self._slurm.listed([name])) or self._accounted([name])
         rows = [row for row in rows if not _record_of_a_refusal(row)]
         rows.sort(key=lambda row: (_LIVELY.index(judge(row.state).phase), -int(row.id)))
         found = [row.id for row in rows] or _claimed(name, folder)
@@ -132,7 +136,7 @@ class SlurmScheduler:
         """End jobs with all their processes; raises `Unavailable` where some are left after long."""
         self._heard = (0.0, {}, {})
         ids = [one for one in scheduler_ids if one.isascii() and one.isdigit()]
-        known = self._asked(lambda: slurm_commands.named(ids)) if ids else []
+        known = self._asked(lambda: self._slurm.named(ids)) if ids else []
         # by name: whatever else was sent for the same run folder, and nothing that got an old id
         names = sorted({row.name for row in known if JOB_NAME.fullmatch(row.name)})
         if not names:
@@ -141,7 +145,7 @@ class SlurmScheduler:
         told: set[str] = set()
         while alive := self._alive(names):
             if new := [one for one in alive if one not in told]:
-                self._asked(functools.partial(slurm_commands.cancel, new))
+                self._asked(functools.partial(self._slurm.cancel, new))
                 told.update(new)
             if time.monotonic() > until:
                 raise Unavailable(f"{CANCEL_S:g} s after scancel there are still processes of {', '.join(alive)}")
@@ -176,7 +180,7 @@ class SlurmScheduler:
         names = [name for name in jobs if JOB_NAME.fullmatch(name)]
         if not names:
             return {name: _gone(scheduler_id) for name, scheduler_id in jobs.items()}
-        rows = _by_name(self._asked(lambda: slurm_commands.listed(names)))
+        rows = _by_name(self._asked(lambda: self._slurm.listed(names)))
         missing = [name for name in names if _chosen(rows.get(name, []), jobs[name]) is None]
         for name, more in _by_name(self._accounted(missing)).items():
             rows[name] = [*rows.get(name, []), *more]
@@ -206,7 +210,7 @@ class SlurmScheduler:
         if not names or time.monotonic() < self._ask_accounting_from:
             return []
         try:
-            rows = slurm_commands.accounted(names)
+            rows = self._slurm.accounted(names)
         except Unavailable as error:
             log.warning("Slurm's accounting does not answer: %s", error.message)
             self._ask_accounting_from = time.monotonic() + ACCOUNTING_S
@@ -216,7 +220,7 @@ class SlurmScheduler:
         return rows or []
 
     def _alive(self, names: list[str]) -> list[str]:
-        rows = self._asked(lambda: slurm_commands.listed(names))
+        rows = self._asked(lambda: self._slurm.listed(names))
         return [row.id for row in rows if not judge(row.state).ended]
 
     def _settle(self, name: str) -> None:

@@ -52,7 +52,7 @@ LEVELS: tuple[frozenset[str], ...] = (
 )
 STDLIB_ONLY = ("mpi_kernels.contract", "mpi_kernels.errors", "mpi_kernels.jsonfile", "mpi_kernels.protocols")
 HEAVY = ("mpi4py.MPI", "h5py", "hdf5plugin", "matplotlib", "cupy", "Pyro5", "starlette", "uvicorn", "IPython", "scipy")
-HEAVY += ("rsciio", "dask", "tifffile", "numcodecs")
+HEAVY += ("pyslurm", "rsciio", "dask", "tifffile", "numcodecs")
 
 
 def _modules() -> dict[str, Path]:
