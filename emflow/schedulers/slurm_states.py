@@ -14,7 +14,7 @@ from emflow.records import EndCause, SchedulerPhase
 
 
 class Meaning(NamedTuple):
-    """What a word says: the phase, why the job ended if it did, what to add in plain words, and if a person must act."""
+    """What a word says: phase, why the job ended if it did, what to add in plain words, and if a person must act."""
 
     phase: SchedulerPhase
     cause: EndCause = EndCause.UNSAID

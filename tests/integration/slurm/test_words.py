@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from emflow.records import EndCause, SchedulerPhase
-from emflow.schedulers.slurm_commands import REFUSALS, Row, parse_sacct, parse_squeue, refused, seconds
+from emflow.schedulers.slurm_commands import REFUSALS, refused
 from emflow.schedulers.slurm_reasons import REASONS, Outlook, explained, never_ends, wait_for
+from emflow.schedulers.slurm_rows import Row, parse_memory, parse_sacct, parse_squeue, seconds
 from emflow.schedulers.slurm_states import FLAGS, STATES, judge
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -181,6 +182,20 @@ def test_lines_that_are_no_job_are_left_out() -> None:
 )
 def test_time_used(text: str, expected: float) -> None:
     assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ("JobId=1 NumNodes=1 NumCPUs=1 NumTasks=1 MinMemoryNode=100M MinTmpDiskNode=0", 100),
+        ("JobId=1 NumNodes=2 NumCPUs=2 NumTasks=2 MinMemoryNode=3G MinTmpDiskNode=0", 3072),
+        ("JobId=1 NumNodes=2 NumCPUs=8 NumTasks=2 MinMemoryCPU=1.50G MinTmpDiskNode=0", 6144),
+        ("JobId=1 NumNodes=1-1 NumCPUs=4 NumTasks=2 MinMemoryNode=0 MinTmpDiskNode=0", 0),
+        ("slurm_load_jobs error: Invalid job id specified", 0),
+    ],
+)
+def test_memory_of_a_node(record: str, expected: int) -> None:
+    assert parse_memory(record) == expected
 
 
 @pytest.mark.parametrize(
