@@ -31,7 +31,7 @@ from mpi_kernels.contract import (
     SourceSpec,
 )
 
-NEEDS = {"slurm": ("slurm", "mpi")}
+NEEDS = {"slurm": ("slurm", "mpi"), "pyslurm": ("slurm", "mpi", "pyslurm")}
 """What a scheduler needs of the machine, by its name; the fixture of the first need is set up for it."""
 
 ALIVE = {SchedulerPhase.PENDING, SchedulerPhase.RUNNING}

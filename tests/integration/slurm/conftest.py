@@ -24,7 +24,7 @@ from emflow.config import load
 from emflow.records import JobStatus, SchedulerPhase
 from emflow.schedulers.slurm import SlurmScheduler
 from mpi_kernels import jsonfile
-from mpi_kernels.contract import CLAIM_FILE, JOB_FILE, JobSpec, Recipe, ReductionSpec, SourceSpec
+from mpi_kernels.contract import CLAIM_FILE, ERROR_FILE, JOB_FILE, JobSpec, Recipe, ReductionSpec, SourceSpec
 
 HERE = Path(__file__).parent
 QUICK = "MessageTimeout=3"
@@ -68,8 +68,13 @@ def make_scheduler(root: Path, more: str = "", **options: Any) -> SlurmScheduler
     return SlurmScheduler(load(path), **options)
 
 
-def plan(root: Path, number: int = 1, ranks: int = 1, *, waits: bool = False) -> tuple[str, Path]:
-    """A run folder; a job that ``waits`` is one of an acquisition that does not grow: it runs until it is stopped."""
+PATTERN = ReductionSpec(use="mpi_kernels.reductions.pattern:Pattern", name="p")
+
+
+def plan(
+    root: Path, number: int = 1, ranks: int = 1, *, waits: bool = False, reduction: ReductionSpec = PATTERN
+) -> tuple[str, Path]:
+    """A run folder; a job that ``waits`` is one of an acquisition that does not grow: it runs for most of a minute."""
     acquisition = hashlib.blake2b(bytes(root), digest_size=8).hexdigest()
     name, folder = f"{acquisition}-{number:02d}", root / "runs" / "2024-05-01" / acquisition / f"{number:02d}"
     folder.mkdir(parents=True)
@@ -79,7 +84,7 @@ def plan(root: Path, number: int = 1, ranks: int = 1, *, waits: bool = False) ->
         job=name,
         acquisition=acquisition,
         trace=acquisition,
-        recipe=Recipe(name="test", reductions=(ReductionSpec(use="mpi_kernels.reductions.pattern:Pattern", name="p"),)),
+        recipe=Recipe(name="test", reductions=(reduction,)),
         source=SourceSpec(path=str(source), format=registry.target("formats", "npy")),
         ranks=ranks,
         growing=waits,
@@ -106,7 +111,8 @@ def until_ended(scheduler: SlurmScheduler, name: str, scheduler_id: str, seconds
 
 def until_claimed(folder: Path) -> None:
     """The ranks are there, and rank 0 has begun."""
-    eventually((folder / CLAIM_FILE).exists)
+    eventually(lambda: (folder / CLAIM_FILE).exists() or (folder / ERROR_FILE).exists())
+    assert (folder / CLAIM_FILE).exists(), (folder / "job.out").read_text()
 
 
 def processes_of(folder: Path) -> list[int]:
