@@ -139,6 +139,23 @@ def test_ranks_that_die_at_once_are_given_up(start: Start, yard: Any) -> None:
         pool.send(task)
 
 
+@pytest.mark.slow
+def test_a_cancelled_task_that_hangs_costs_the_ranks_but_no_other_task(start: Start, yard: Any, until: Until) -> None:
+    pool = start(script=True)
+    pool.ready()
+    hanging, good = yard.faulty("hang", 33), yard.task()
+    pool.send(hanging)
+    pool.send(good)
+    until(lambda: yard.has(hanging, "claim"), "it does not begin")
+    beats = [until(pool.client.beat, "no heartbeat"), until(pool.client.beat, "no heartbeat")]
+    assert {beat.job for beat in beats} == {hanging.job}
+    pool.client.cancel(hanging.job)
+    pool.ready(life=2)
+    until(lambda: yard.has(good), "what waited is not done")
+    assert json.loads((yard.folder(hanging) / "error.json").read_text())["code"] == "stopped"
+    assert (claims(yard.folder(hanging)), claims(yard.folder(good))) == (1, 1)
+
+
 def test_a_client_that_can_not_get_through(start: Start, yard: Any, until: Until) -> None:
     """Another secret since, no listener, TCP only: each is told as what it is; through files it works all the same."""
     pool = start(reach="spool")
