@@ -32,11 +32,12 @@ FAULTY = "faulty:Faulty"
 WAIT_S = 30.0
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
-    """Wait for something."""
+def until(condition: Callable[[], Any], what: str, seconds: float = WAIT_S, log: Path | None = None) -> Any:
+    """Wait for something; a log is in the error."""
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, f"{what} after {seconds:g} s"
+        if time.monotonic() > end:
+            pytest.fail(f"{what} after {seconds:g} s\n{'' if log is None else log.read_text()}")
         time.sleep(0.005)
     return found
 
@@ -131,7 +132,7 @@ class Pool:
             found = self.client.endpoint()
             return found is not None and found.life >= life
 
-        until(listens, f"the pool does not start: {self.log.read_text()}")
+        until(listens, "the pool does not start", log=self.log)
         endpoint = self.client.endpoint()
         assert endpoint is not None
         return endpoint
@@ -146,7 +147,7 @@ class Pool:
             self.ends += self.client.ended()
             return next((end for end in self.ends if end.job == task.job), None)
 
-        found: TaskEnd = until(said, f"{task.job} does not end: {self.log.read_text()}")
+        found: TaskEnd = until(said, f"{task.job} does not end", log=self.log)
         return found
 
     def ended(self) -> Ended:

@@ -49,6 +49,7 @@ class FaultySource:
             if how == "sys.exit":
                 sys.exit(0)
             if how == "hang":
+                Path(f"{self._path}.hangs").touch()
                 time.sleep(3600.0)
             if how == "exit":
                 os._exit(0)

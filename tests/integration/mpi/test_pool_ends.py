@@ -146,7 +146,7 @@ def test_a_cancelled_task_that_hangs_costs_the_ranks_but_no_other_task(start: St
     hanging, good = yard.faulty("hang", 33), yard.task()
     pool.send(hanging)
     pool.send(good)
-    until(lambda: yard.has(hanging, "claim"), "it does not begin")
+    until(lambda: list(yard.base.glob("hang*.hangs")), "it does not hang")
     beats = [until(pool.client.beat, "no heartbeat"), until(pool.client.beat, "no heartbeat")]
     assert {beat.job for beat in beats} == {hanging.job}
     pool.client.cancel(hanging.job)
