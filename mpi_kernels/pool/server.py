@@ -42,7 +42,7 @@ PULSE_S = 1.0
 SWITCH_S = 0.0005
 """At most so long rank 0's other threads wait for the one that computes: they answer clients (Python's own is 5 ms)."""
 
-LOOK_S, LONGEST_LOOK_S, CONNECTED_LOOK_S = 0.005, 0.05, 1.0
+LOOK_S, LONGEST_LOOK_S, CONNECTED_LOOK_S = 0.005, 0.05, 0.25
 """Between two looks into the spool: at first, after a while without news, and while a client is connected."""
 
 ABORTED = 70
@@ -203,7 +203,7 @@ class _Lead:
                 return
             self._check_time()
             if self._spec.reach != "tcp":
-                self._desk.look()
+                self._desk.look(afresh=True)
             if self._desk.overdue(GRACE_S):
                 self._say("a cancelled job does not stop: the ranks are ended")
                 self._crew.abort(ABORTED)
