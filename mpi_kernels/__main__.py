@@ -7,6 +7,7 @@ Exit codes: 0 the result is written, or the folder is claimed by another attempt
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -14,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from mpi_kernels import job
+from mpi_kernels import job, stopping
+from mpi_kernels.agreement import agreed, owner
 from mpi_kernels.contract import JOB_FILE
 from mpi_kernels.errors import KernelError, printable
 from mpi_kernels.failure import Stopped, one_line
-from mpi_kernels.ranks import Ranks, world
+from mpi_kernels.ranks import Ranks, launched, world
 
 LAST_WORD_S = 0.05
 """Time for a launcher to pass on the line that says why; with the abort it drops what it still holds."""
@@ -35,12 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if arguments[:1] == ["--selftest"] and arguments[1:] in ([], ["--json"]):
         return _selftest(as_json=bool(arguments[1:]))
-    if len(arguments) != 1 or not (Path(arguments[0]) / JOB_FILE).is_file():
+    # a rank among others goes on: rank 0 says what is wrong, and which node does not see the folder
+    if len(arguments) != 1 or not ((Path(arguments[0]) / JOB_FILE).is_file() or launched(os.environ)):
         wrong = f"no {JOB_FILE} in {printable(arguments[0])}\n" if len(arguments) == 1 else ""
         print(f"{wrong}{USAGE}", file=sys.stderr)
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    stopping.listen()
     folder, ranks = Path(arguments[0]), Ranks()
     try:
         try:
@@ -50,11 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         job.run(folder, ranks)
     except BaseException as error:  # noqa: BLE001  the other ranks must end, whatever happened: sys.exit in a plug-in too
-        print(f"mpi_kernels: rank {ranks.rank}: {one_line(error)}", file=sys.stderr, flush=True)
+        if owner(error) in (None, ranks.rank):
+            print(f"mpi_kernels: rank {ranks.rank}: {one_line(error)}", file=sys.stderr, flush=True)
         code = 128 + error.number if isinstance(error, Stopped) else 1
         if ranks.size > 1:
             time.sleep(LAST_WORD_S)
-        ranks.abort(code)
+        if not agreed(error):  # else every rank is here, and ends by itself
+            ranks.abort(code)
         return code
     return 0
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from mpi_kernels import electrons
+from mpi_kernels.agreement import together
 from mpi_kernels.contract import AUTO, Method, Orientation, Scalar
 from mpi_kernels.fused import Quality
 from mpi_kernels.gpu.fused import GpuFused
@@ -205,21 +206,25 @@ class Visit:
         events = {n: electrons.collected(p, self._ranges, where, ranks, frames) for n, p in self._events.items()}
         seconds = self._seconds | {"merge": time.perf_counter() - before}
         reports = ranks.gather_json({"seconds": seconds, "quality": asdict(terms.quality)})
-        if reports is None or where is None:
-            return None
-        found = Reduced({}, {}, Quality(), {k: max(r["seconds"][k] for r in reports) for k in seconds})
-        for report in reports:
-            found.quality.add(report["quality"])
-        begin = time.perf_counter()
-        for step in self.plan.steps:
-            name = step.spec.name
-            parts = {k: read_only(arrays[key(t)]) for k, t in step.terms.items()} if step.terms else own[name]
-            found.arrays[name], found.scalars[name] = end(step, parts, self.plan)
-        found.seconds["end"] = time.perf_counter() - begin
-        found.covered = covered(where, frames).reshape(self.plan.header.scan_shape)
-        found.method = self._chosen.facts
-        found.events = {name: whole for name, whole in events.items() if whole is not None}
-        return found
+
+        def finished() -> Reduced | None:
+            if reports is None or where is None:
+                return None
+            slowest = {k: max(r["seconds"][k] for r in reports) for k in seconds}
+            found = Reduced({}, {}, Quality(), slowest, method=self._chosen.facts)
+            for report in reports:
+                found.quality.add(report["quality"])
+            begin = time.perf_counter()
+            for step in self.plan.steps:
+                name = step.spec.name
+                parts = {k: read_only(arrays[key(t)]) for k, t in step.terms.items()} if step.terms else own[name]
+                found.arrays[name], found.scalars[name] = end(step, parts, self.plan)
+            found.seconds["end"] = time.perf_counter() - begin
+            found.covered = covered(where, frames).reshape(self.plan.header.scan_shape)
+            found.events = {name: whole for name, whole in events.items() if whole is not None}
+            return found
+
+        return together(ranks, finished)
 
     def _merged(self, step: Step, where: list[Range] | None, *, last: bool) -> dict[str, np.ndarray]:
         """Outputs of a reduction of its own, merged between ranks; ``end`` may write into them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_kernels import jsonfile
+from mpi_kernels.agreement import together
 from mpi_kernels.contract import READY_FILE, JobSpec, Ready
 from mpi_kernels.engine import Reduced, Visit
 from mpi_kernels.errors import FormatError, KernelError, MissingData, Stalled
@@ -16,6 +18,7 @@ from mpi_kernels.plan import Plan
 from mpi_kernels.protocols import Source
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.sampling import needed
+from mpi_kernels.stopping import Request, early, requested
 
 POLL_S = 0.005
 """Between two looks for news; each is one look-up of a name that is not there yet."""
@@ -101,28 +104,36 @@ def follow(
         The acquisition ended with fewer frames than it should have.
     FormatError
         A ready file says what can't be.
+    StoppedEarly
+        Somebody asked for it (`mpi_kernels.stopping`).
+
+    Notes
+    -----
+    All but a failure in the middle of a collective call is raised by every rank (`agreement.agreed`).
     """
     leader = _Leader(job, plan, folder, progress) if ranks.rank == 0 else None
     number, done, state = 0, 0, _State()
     while state.frames < needed(plan):
         state = _told(ranks, leader, 0)
-        if leader is not None:
-            leader.check(0)
+        together(ranks, lambda: None if leader is None else leader.check(0))
     visit = Visit(plan, source, ranks, method=job.method, block_bytes=job.block_bytes)
     try:
         while done < plan.header.frames or not state.complete:
             state = _told(ranks, leader, done)
             stop = state.frames if state.complete else state.frames - state.frames % visit.align
             if stop > done:
-                visit.add(*ranks.share_of(done, stop, visit.align))
+                together(ranks, functools.partial(visit.add, *ranks.share_of(done, stop, visit.align)))
                 done = stop
-            if state.publish:
-                number += 1
-                reduced = visit.merged()
-                if reduced is not None:
-                    publish(number, reduced)
-            if leader is not None:
-                leader.check(done)
+            partial = visit.merged() if state.publish else None
+            number += state.publish
+
+            def tell(number: int = number, done: int = done, partial: Reduced | None = partial) -> None:
+                if partial is not None:
+                    publish(number, partial)
+                if leader is not None:
+                    leader.check(done)
+
+            together(ranks, tell)
         return visit.merged(last=True), None if leader is None else leader.digest
     finally:
         visit.close()
@@ -140,6 +151,8 @@ class _Leader:
         self._news_at = time.monotonic()
         self.digest: str | None = None
         self._failure: KernelError | None = None
+        self._asked: Request | None = None
+        self._job = job.job
 
     def next(self, done: int) -> _State:
         """Wait for something to do, at most `PULSE_S`."""
@@ -157,9 +170,10 @@ class _Leader:
                     path=self._path,
                     next_step="does the microscope still write? the next attempt starts from the beginning",
                 )
+            self._asked = requested(self._job)
             due = now - self._published_at >= PARTIAL_S and done > self._published
             self._state.publish = due and done < self._frames
-            if self._failure is not None:
+            if self._failure is not None or self._asked is not None:
                 self._state.publish = self._state.frames > self._published
                 return self._state
             if ready is not None or self._state.publish or now >= until:
@@ -192,13 +206,14 @@ class _Leader:
         self._progress(done, self._frames)
         if self._failure is not None:
             raise self._failure
+        if self._asked is not None and not (self._state.complete and done == self._frames):
+            raise early(self._asked, done, self._frames, "the last partial result" if done else "")
 
 
 def _told(ranks: Ranks, leader: _Leader | None, done: int) -> _State:
     """The state as rank 0 has it now, on every rank."""
-    data = None
-    if leader is not None:
-        state = leader.next(done)
+    data, state = None, together(ranks, lambda: None if leader is None else leader.next(done))
+    if state is not None:
         data = json.dumps([state.frames, state.complete, state.publish]).encode("ascii")
     frames, complete, publish = json.loads(ranks.broadcast(data))
     return _State(int(frames), bool(complete), bool(publish))

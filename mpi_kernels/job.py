@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpi_kernels import failure, jsonfile, plan
+from mpi_kernels import failure, jsonfile, plan, preflight, stopping
+from mpi_kernels.agreement import owner, together
 from mpi_kernels.contract import (
     CLAIM_FILE,
     HEARTBEAT_FILE,
     JOB_FILE,
     JOB_NAME,
+    PARTIAL,
     RESULT_FILE,
     SCHEMA,
     Claim,
@@ -38,8 +40,15 @@ PULSE_S = 1.0
 SCHEDULER_IDS = ("SLURM_JOB_ID", "EMFLOW_SCHEDULER_ID")
 
 
-def run(folder: Path, ranks: Ranks) -> ResultManifest | None:
+def run(folder: Path, ranks: Ranks, *, allocation: bool | None = None) -> ResultManifest | None:
     """Do the job of a run folder; every rank calls it.
+
+    Parameters
+    ----------
+    allocation : bool, optional
+        Whether these ranks hold cores of a cluster, or stay warm: then somebody may ask for a stop before the end
+        (`mpi_kernels.stopping`), and the first results are proven with known frames (`preflight.golden`).
+        None: whether rank 0's environment names a job of Slurm.
 
     Returns
     -------
@@ -50,9 +59,11 @@ def run(folder: Path, ranks: Ranks) -> ResultManifest | None:
     Raises
     ------
     KernelError, OSError, MemoryError
-        Recorded in ``error.json`` by the first rank that fails; the caller ends the other ranks (`Ranks.abort`).
+        Recorded in ``error.json`` by the first rank that fails.  Where all ranks raise together
+        (`mpi_kernels.agreement.agreed`) they can go on with something else; otherwise the caller ends the other ranks
+        (`Ranks.abort`).
     """
-    attempt = Attempt(folder, ranks)
+    attempt = Attempt(folder, ranks, allocation=allocation)
     try:
         return attempt.run()
     except BaseException as error:
@@ -63,19 +74,20 @@ def run(folder: Path, ranks: Ranks) -> ResultManifest | None:
 class Attempt:
     """The state of one rank's part in a job."""
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, ranks: Ranks, *, allocation: bool | None = None) -> None:
         self.folder, self.ranks = folder, ranks
+        self.allocation = "SLURM_JOB_ID" in os.environ if allocation is None else allocation
+        self.stoppable = self.allocation or stopping.limited()
         self.job: JobSpec | None = None
         self.claimed = False
+        self._looked = preflight.Looked()
         self._pulse_at = 0.0
 
     def run(self) -> ResultManifest | None:
-        """Claim, reduce and publish."""
+        """Claim, look, reduce and publish."""
         begin = time.perf_counter()
         job = self.job = self._read_job()
-        check_size(self.ranks, job.ranks, JOB_FILE)
-        self.claimed = self._claim(job)
-        if not self.claimed:
+        if not self._claim(job):
             return None
         if self.ranks.rank == 0:
             threading.Thread(target=_load_writer, daemon=True).start()
@@ -84,8 +96,11 @@ class Attempt:
             planned, reduced = self._reduce(job, source)
         finally:
             source.close()
-        if reduced is None:
-            return None
+        return together(self.ranks, lambda: None if reduced is None else self._publish(planned, reduced, begin))
+
+    def _publish(self, planned: plan.Plan, reduced: Reduced, begin: float) -> ResultManifest:
+        """Write the result, on rank 0."""
+        self._proven(reduced)
         self._event("reduced", frames=planned.header.frames, seconds=reduced.seconds)
         self._pulse("write", 0, 0)
         assert self.job is not None
@@ -94,8 +109,23 @@ class Attempt:
             self._event("written", quality=manifest.quality, seconds=manifest.seconds)
         return manifest
 
+    def _proven(self, reduced: Reduced) -> None:
+        """Say with a result what was looked at before it."""
+        looked = self._looked
+        told = {"golden": looked.golden, "preflight": "; ".join(looked.warnings)}
+        reduced.method = reduced.method | {name: text for name, text in told.items() if text}
+
     def fail(self, error: BaseException) -> None:
         """Write ``error.json``, unless the folder belongs to another attempt or the disk says no."""
+        teller = owner(error)
+        try:
+            if teller is None or teller == self.ranks.rank:
+                self._record(error)
+        finally:
+            if teller is not None:
+                self.ranks.all(True)  # nobody ends, and so ends the others, before it is written
+
+    def _record(self, error: BaseException) -> None:
         if not self.claimed and (self.folder / CLAIM_FILE).exists():
             return
         if (self.folder / RESULT_FILE).exists():  # committed
@@ -111,50 +141,106 @@ class Attempt:
 
     def _read_job(self) -> JobSpec:
         path = self.folder / JOB_FILE
-        job = jsonfile.decode(
-            JobSpec, self.ranks.broadcast(path.read_bytes() if not self.ranks.rank else None), path=path
-        )
-        if not JOB_NAME.fullmatch(job.job) or not job.job.startswith(f"{job.acquisition}-"):
-            raise FormatError(f"{job.job!r} is no name for a job of acquisition {job.acquisition!r}", path=path)
-        return job
+        data = self.ranks.broadcast(together(self.ranks, lambda: None if self.ranks.rank else path.read_bytes()))
+
+        def decoded() -> JobSpec:
+            job = jsonfile.decode(JobSpec, data, path=path)
+            if not JOB_NAME.fullmatch(job.job) or not job.job.startswith(f"{job.acquisition}-"):
+                raise FormatError(f"{job.job!r} is no name for a job of acquisition {job.acquisition!r}", path=path)
+            check_size(self.ranks, job.ranks, JOB_FILE)
+            return job
+
+        return together(self.ranks, decoded)
 
     def _claim(self, job: JobSpec) -> bool:
-        won = b"1"
-        if not self.ranks.rank:
-            scheduler = next((os.environ[n] for n in SCHEDULER_IDS if n in os.environ), "")
-            claim = Claim(
-                job=job.job, host=host_name(), pid=os.getpid(), scheduler_id=scheduler, wall_ns=time.time_ns()
-            )
-            if failure.create(self.folder / CLAIM_FILE, jsonfile.encode(claim)):
-                self.claimed = True
-                self._event("claimed", scheduler_id=scheduler, ranks=self.ranks.size)
-            else:
-                won = b"0"
-        return self.ranks.broadcast(won) == b"1"
+        """Claim the folder, and see that every rank sees the claim; False: another attempt has it."""
+        written = together(self.ranks, lambda: None if self.ranks.rank else self._written_claim(job))
+        begin, told_ns = time.perf_counter(), time.time_ns()
+        flags = bytes([self.allocation, self.stoppable])  # rank 0's count: an environment may differ between nodes
+        said = self.ranks.broadcast(None if written is None else flags + written)
+        self.allocation, self.stoppable, claim = bool(said[0]), bool(said[1]), said[2:]
+        self.claimed = bool(claim)
+        if self.claimed:
+            told_ns = time.time_ns() if self.ranks.rank else told_ns
+            self._looked = preflight.nodes(self.folder, job, claim, self.ranks, told_ns=told_ns)
+            self._looked.seconds = time.perf_counter() - begin
+        return self.claimed
+
+    def _written_claim(self, job: JobSpec) -> bytes:
+        """The claim as it stands in the folder; empty: it is another's."""
+        scheduler = next((os.environ[n] for n in SCHEDULER_IDS if n in os.environ), "")
+        claim = Claim(job=job.job, host=host_name(), pid=os.getpid(), scheduler_id=scheduler, wall_ns=time.time_ns())
+        data = jsonfile.encode(claim)
+        if not failure.create(self.folder / CLAIM_FILE, data):
+            return b""
+        self.claimed = True
+        self._event("claimed", scheduler_id=scheduler, ranks=self.ranks.size)
+        return data
+
+    def _planned(self, job: JobSpec, source: Source) -> plan.Plan:
+        """The plan, once nothing speaks against it."""
+        looked = self._looked
+
+        def fitting() -> plan.Plan:
+            if not self.ranks.rank and not job.growing:
+                source.complete()
+            planned = plan.make(job.recipe, source.header)
+            if not self.ranks.rank:
+                preflight.room(self.folder, planned)
+            return planned
+
+        planned = together(self.ranks, fitting)
+        begin = time.perf_counter()
+        looked.checked.append("space")
+        if self.allocation:
+            looked.golden = preflight.golden(job, source, planned, self.ranks)
+            looked.checked += ["golden"] if looked.golden else []
+        looked.seconds += time.perf_counter() - begin
+        return planned
 
     def _reduce(self, job: JobSpec, source: Source) -> tuple[plan.Plan, Reduced | None]:
-        if not self.ranks.rank and not job.growing:
-            source.complete()
-        planned = plan.make(job.recipe, source.header)
+        planned, looked = self._planned(job, source), self._looked
+        self._event(
+            "preflight",
+            checked=looked.checked,
+            warnings=looked.warnings,
+            golden=looked.golden,
+            seconds=round(looked.seconds, 6),
+        )
         self._event("started", frames=planned.header.frames, kind=planned.header.kind)
         self._pulse("read", 0, 0)
-        if not job.growing:
-            return planned, reduce(
-                planned,
-                source,
-                self.ranks,
-                method=job.method,
-                block_bytes=job.block_bytes,
-                progress=self._progress,
-            )
+        if job.growing:
+            return planned, self._follow(job, planned, source)
+        if self.stoppable:
+            return planned, self._reduce_in_slices(job, planned, source)
+        return planned, reduce(
+            planned,
+            source,
+            self.ranks,
+            method=job.method,
+            block_bytes=job.block_bytes,
+            progress=self._progress,
+        )
 
+    def _follow(self, job: JobSpec, planned: plan.Plan, source: Source) -> Reduced | None:
         def publish(number: int, partial: Reduced) -> None:
-            publish_partial(self.folder, number, job, planned, partial, ranks=self.ranks.size)
-            self._event("partial", number=number, frames=int(partial.covered.sum()))
+            self._publish_partial(job, planned, number, partial)
 
         reduced, digest = follow(job, planned, source, self.ranks, self.folder, publish, self._progress)
         self.job = replace(job, source=replace(job.source, digest=digest))
-        return planned, reduced
+        return reduced
+
+    def _reduce_in_slices(self, job: JobSpec, planned: plan.Plan, source: Source) -> Reduced | None:
+        reduced, asked, done = stopping.reduce_in_slices(job, planned, source, self.ranks, progress=self._progress)
+        if asked is None:
+            return reduced
+        together(self.ranks, lambda: None if reduced is None else self._publish_partial(job, planned, 1, reduced))
+        raise stopping.early(asked, done, planned.header.frames, PARTIAL.format(1) if done else "")
+
+    def _publish_partial(self, job: JobSpec, planned: plan.Plan, number: int, partial: Reduced) -> None:
+        self._proven(partial)
+        publish_partial(self.folder, number, job, planned, partial, ranks=self.ranks.size)
+        self._event("partial", number=number, frames=int(partial.covered.sum()))
 
     def _progress(self, done: int, frames: int) -> None:
         self.ranks.look()

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from mpi_kernels import jsonfile
+from mpi_kernels.agreement import together
 from mpi_kernels.contract import Header, JobSpec, Method
 from mpi_kernels.errors import FormatError, KernelError
 from mpi_kernels.feed import Feed
@@ -28,14 +29,27 @@ def open_source(job: JobSpec, ranks: Ranks) -> Source:
         What the format says of the file.
     KernelError
         A rank sees another header than rank 0.
+
+    Notes
+    -----
+    Where it fails on one rank, every rank raises (`agreement.together`).
     """
-    if ranks.rank == 0:
-        source = _opened(job)
-        layout = source.layout
-        ranks.broadcast(_encoded(source.header))
-        ranks.broadcast(b"" if layout is None else layout.to_bytes())
-        return source
-    told, where = ranks.broadcast(None), ranks.broadcast(None)
+    source = together(ranks, lambda: None if ranks.rank else _opened(job))
+    if source is None:
+        told, where = ranks.broadcast(None), ranks.broadcast(None)
+        return together(ranks, lambda: _as_told(job, ranks, told, where))
+    layout = source.layout
+    ranks.broadcast(_encoded(source.header))
+    ranks.broadcast(b"" if layout is None else layout.to_bytes())
+    try:
+        return together(ranks, lambda: source)
+    except Exception:
+        source.close()
+        raise
+
+
+def _as_told(job: JobSpec, ranks: Ranks, told: bytes, where: bytes) -> Source:
+    """The source of a rank that is told the header, and perhaps where the frames lie."""
     if where:
         found = _from_layout(_decoded(told), Layout.from_bytes(where), job.method)
         if found is not None:

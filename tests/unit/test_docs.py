@@ -26,7 +26,7 @@ from emflow.microscope import protocol, settings
 from emflow.microscope.simulated.parameters import Parameters
 from emflow.recipes import load_recipe, recipe_names
 from emflow.records import AcquisitionState, JobState
-from mpi_kernels import contract, failure
+from mpi_kernels import contract, failure, preflight, stopping
 from mpi_kernels.plugins import parameter_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -405,7 +405,8 @@ def test_error_codes_are_documented() -> None:
     rows = table(section(REFERENCE / "run-folder.md", "error.json"), "code")
     documented = {name: row[2] for row in rows for name in code(row[0])}
     classes = [e for e in vars(mpi_kernels.errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-    known = {cls.code: cls.retryable for cls in (*classes, failure.Stopped)}
+    others = (failure.Stopped, preflight.Preflight, preflight.Golden, stopping.TimeLimit)
+    known = {cls.code: cls.retryable for cls in (*classes, *others)}
     known |= dict.fromkeys(failure.OS_CODES.values(), False)
     known |= {"memory": True, "no-space": True, "io": True, "unexpected": False}
     assert {name: again.startswith("yes") for name, again in documented.items()} == known

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +83,17 @@ def until_partial(folder: Path, frames: int, process: subprocess.Popen[str]) -> 
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     raise AssertionError(f"no partial result of {frames} frames: {sorted(p.name for p in folder.iterdir())}")
+
+
+def until_beat(folder: Path, frames: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 30
+    while (
+        json.loads((folder / "heartbeat").read_text() if (folder / "heartbeat").exists() else "{}").get("frames")
+        != frames
+    ):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def contents(path: Path, outputs: list[str]) -> dict[str, np.ndarray]:
@@ -178,6 +191,29 @@ def test_a_writer_that_does_not_finish_leaves_a_clear_state(
     assert (
         contents(folder / last["result"], ["/pattern/sum"])["/pattern/sum"].sum() == last["scalars"]["pattern"]["total"]
     )
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("all_there", [False, True])
+def test_usr1_ends_it_with_what_is_there(
+    kernels: SimpleNamespace, mpiexec: str, tmp_path: Path, ranks: int, all_there: bool
+) -> None:
+    writer = Writer(tmp_path / "growing", scan("<u2"))
+    folder = kernels.folder(writer.folder / "01", writer.path, NPY, growing=True, ranks=ranks)
+    process = start(kernels, mpiexec, ranks, folder)
+    there = FRAMES if all_there else 40  # all, but nobody has said yet that it is complete
+    writer.write(there)
+    if all_there:
+        until_beat(folder, there, process)
+    else:
+        until_partial(folder, there, process)
+    os.kill(json.loads((folder / "claim").read_text())["pid"], signal.SIGUSR1)
+    assert wait(process) == 1
+    error = json.loads((folder / "error.json").read_text())
+    assert (error["code"], error["retryable"]) == ("time-limit", True)
+    assert f"ended after {there} of {FRAMES} frames" in error["message"]
+    assert not (folder / "result.json").exists()
+    assert list(partials(folder))[-1]["frames"] == there
 
 
 def test_data_that_were_said_to_be_ready_and_are_not(kernels: SimpleNamespace, mpiexec: str, tmp_path: Path) -> None:

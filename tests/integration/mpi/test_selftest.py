@@ -28,13 +28,13 @@ def test_every_way_gives_the_known_answers(kernels: SimpleNamespace, mpiexec: st
     assert len(found["paths"]) == len(list(selftest.ways()))
     used = {way["used"]["kernel"] for way in found["paths"]}
     known = set(native.kernels()) if native is not None else set()
-    assert used == {"numpy", *(k for k in get_args(Kernel) if k in known)}
+    assert used == {"numpy", "events", *(k for k in get_args(Kernel) if k in known)}
 
 
 @pytest.fixture
 def reduced(tmp_path) -> tuple[selftest.Way, Reduced]:
     way = selftest.Way("<u2", Method(kernel="numpy", reading="source", threads=1), blocks=True)
-    scan = selftest._scan("<u2")
+    scan = selftest.known_scan("<u2")
     np.save(tmp_path / "a.npy", scan.frames(0, scan.count).reshape(*selftest.SCAN, *selftest.DET))
     source = Npy().open(str(tmp_path / "a.npy"))
     found = reduce(plan.make(way.recipe(), source.header), source, Ranks(), method=way.method)
@@ -45,13 +45,13 @@ def reduced(tmp_path) -> tuple[selftest.Way, Reduced]:
 
 def test_one_wrong_number_is_told(reduced: tuple[selftest.Way, Reduced]) -> None:
     way, found = reduced
-    assert selftest._compare(way, found) is None
+    assert selftest.compare(way, found) is None
     for name, outputs in found.arrays.items():
         for output, array in outputs.items():
             changed = array.copy()
             changed.flat[changed.size // 2] += 1
             other = found.arrays | {name: outputs | {output: changed}}
-            told = selftest._compare(way, replace(found, arrays=other))
+            told = selftest.compare(way, replace(found, arrays=other))
             assert told is not None, output
             assert (output if name == "all" else name) in told
 

@@ -54,7 +54,7 @@ def test_the_manifest_is_the_commit(tmp_path: Path) -> None:
     names = {p.name for p in folder.iterdir() if not p.name.startswith("events-")}
     assert names == {"job.json", "claim", "heartbeat", "result.h5", "result.json", "preview.png"}
     (log,) = folder.glob("events-*.jsonl")
-    wanted = ["claimed", "started", "reduced", "written"]
+    wanted = ["claimed", "preflight", "started", "reduced", "written"]
     assert [e.name for e in read_events(log) if e.name != "progress"] == wanted
     others = [p for p in folder.iterdir() if p != log]  # its last line, "written", is all that follows the commit
     assert max(p.stat().st_mtime_ns for p in others) == (folder / "result.json").stat().st_mtime_ns
