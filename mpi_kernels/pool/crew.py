@@ -163,7 +163,7 @@ class Crew:
             self._running = True
             try:
                 self.interrupted()
-                job.run(folder, Ranks(team))
+                job.run(folder, Ranks(team), allocation=True)
             finally:
                 self._running = False
         except Stuck:
