@@ -86,7 +86,6 @@ class ChunkedSource:
             shape, chunks = self.dataset.shape, self.dataset.chunks
             self._lead = kept_axes(shape, self._axes(shape))
             self.align = chunk_frames(shape, chunks, self._lead) if chunks else 1
-            self._whole = not chunks or self.dataset.id.get_num_chunks() == expected_chunks(self.dataset)
 
     @functools.cached_property
     def layout(self) -> Layout | None:
@@ -97,13 +96,24 @@ class ChunkedSource:
         return layout_of(dataset, self._lead, dataset.dtype, self._path, self._index)
 
     @functools.cached_property
-    def _index(self) -> ChunkIndex | None:
-        """The index of chunks that are all there."""
-        if not self.dataset.chunks or not self._whole:
+    def _told(self) -> ChunkIndex | None:
+        """The index of chunks as the file tells it; None where it has none, or contradicts itself."""
+        if not self.dataset.chunks:
             return None
         with library_errors(self._path):
-            found = chunk_index(self.dataset)
-        return found if found is not None and found.whole else None
+            return chunk_index(self.dataset)
+
+    @functools.cached_property
+    def _whole(self) -> bool:
+        """Whether no chunk is missing; the index says it, where it is known: counting takes as long as reading it."""
+        if not self.dataset.chunks or self._told is not None:
+            return self._told is None or self._told.whole
+        return bool(self.dataset.id.get_num_chunks() == expected_chunks(self.dataset))
+
+    @property
+    def _index(self) -> ChunkIndex | None:
+        """The index of chunks that are all there."""
+        return self._told if self._whole else None
 
     @functools.cached_property
     def _direct(self) -> DirectChunks | None:

@@ -81,8 +81,7 @@ static int push(struct feed_worker *w, int64_t frame, const uint8_t *at, int64_t
                 feed_convert(layout, to + i * size, at + i * stride, (size_t)size);
         return 0;
     }
-    bool aligned = ((uintptr_t)at | (uintptr_t)stride) % layout->pixel == 0;
-    if (aligned && !layout->swap && !layout->flagged)
+    if (!layout->swap && !layout->flagged)
         return gather(w, frame, at, stride, n);
     for (int64_t i = 0; i < n; i++) {
         uint8_t *to = room(w, size);

@@ -33,7 +33,7 @@ int64_t nat_group(const nat_pass *pass);
  * with the same index. */
 nat_part *nat_pass_part(nat_pass *pass, int index);
 
-/* Add n frames that stand `stride` bytes apart (at least aligned to a pixel); the first one is row `row` of this rank's
+/* Add n frames that stand `stride` bytes apart, at any byte; the first one is row `row` of this rank's
  * share.  0, or NAT_*.  May stop in the middle of a group: the next call with the same part goes on with it. */
 int nat_add(nat_pass *pass, nat_part *part, const void *frames, size_t stride, int64_t n, int64_t row);
 
