@@ -47,7 +47,7 @@ def dense() -> ModuleType:
 
 @pytest.fixture
 def sanitized(tmp_path: Path) -> Callable[[str, str, str], Path]:
-    """Builds a program of this folder with those sources of the extension that a pattern names, under the sanitizers."""
+    """Builds a program of this folder, with sources of the extension that a pattern names, under the sanitizers."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler: apt-get install gcc")

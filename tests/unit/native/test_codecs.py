@@ -342,9 +342,7 @@ def seeds() -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_no_mutant_touches_memory_that_is_not_its_own(
-    sanitized: Callable[[str, str, str], Path], tmp_path: Path
-) -> None:
+def test_no_mutant_touches_memory_of_others(sanitized: Callable[[str, str, str], Path], tmp_path: Path) -> None:
     fuzz = sanitized("fuzz_codecs.c", "codecs*.c", "-O3")
     (tmp_path / "seeds").write_bytes(seeds())
     environment: dict[str, Any] = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=0"}
