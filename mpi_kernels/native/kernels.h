@@ -111,6 +111,7 @@ struct nat_set {
     size_t count, room;
     uint8_t *dense;
     int64_t *sums; /* of each column's weights, padding of column 0 included */
+    int *largest;  /* magnitude of each column's weights; whole numbers alone */
     size_t passes;
     size_t *width, *offset; /* of each pass: columns, and where they begin in packed */
     size_t vector;          /* cells */
