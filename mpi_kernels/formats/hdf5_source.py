@@ -86,6 +86,7 @@ class ChunkedSource:
             shape, chunks = self.dataset.shape, self.dataset.chunks
             self._lead = kept_axes(shape, self._axes(shape))
             self.align = chunk_frames(shape, chunks, self._lead) if chunks else 1
+            self._whole, self._index = self._listed()
 
     @functools.cached_property
     def layout(self) -> Layout | None:
@@ -95,25 +96,14 @@ class ChunkedSource:
             return None
         return layout_of(dataset, self._lead, dataset.dtype, self._path, self._index)
 
-    @functools.cached_property
-    def _told(self) -> ChunkIndex | None:
-        """The index of chunks as the file tells it; None where it has none, or contradicts itself."""
+    def _listed(self) -> tuple[bool, ChunkIndex | None]:
+        """Whether no chunk is missing, and the index of chunks that are all there, unless it contradicts itself."""
         if not self.dataset.chunks:
-            return None
-        with library_errors(self._path):
-            return chunk_index(self.dataset)
-
-    @functools.cached_property
-    def _whole(self) -> bool:
-        """Whether no chunk is missing; the index says it, where it is known: counting takes as long as reading it."""
-        if not self.dataset.chunks or self._told is not None:
-            return self._told is None or self._told.whole
-        return bool(self.dataset.id.get_num_chunks() == expected_chunks(self.dataset))
-
-    @property
-    def _index(self) -> ChunkIndex | None:
-        """The index of chunks that are all there."""
-        return self._told if self._whole else None
+            return True, None
+        index = chunk_index(self.dataset)
+        if index is None:
+            return bool(self.dataset.id.get_num_chunks() == expected_chunks(self.dataset)), None
+        return index.whole, index if index.whole else None
 
     @functools.cached_property
     def _direct(self) -> DirectChunks | None:
