@@ -6,21 +6,27 @@ HDF5 does not survive a full disk: closing a file whose last writes failed ends 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from pathlib import Path
 
+HELD_BYTES = 8 << 20
+"""Files up to here are held in memory and written at once: HDF5 writes its hundreds of small pieces one by one."""
+
 
 class Backing:
-    """What h5py's file-object driver needs; ``check`` raises the first error that was kept.
+    """What h5py's file-object driver needs; ``finish`` raises the first error that was kept.
 
     Parameters
     ----------
     path : Path
-        Created; must not be there.
+        Created by ``finish``, or when it has outgrown the memory; must not be there.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("x+b", buffering=0)
+        self._path = path
+        self._file: io.BytesIO | io.FileIO = io.BytesIO()
         self._kept: OSError | None = None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -36,6 +42,7 @@ class Backing:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
+            self._make_room(self.tell() + size)
             while left and self._kept is None:
                 left = left[self._file.write(left) :]
         except OSError as error:
@@ -55,23 +62,53 @@ class Backing:
         """Read bytes; h5py knows a file object by this method, and then uses ``readinto``."""
         return self._file.read(size) or b""
 
-    def truncate(self, size: int | None = None) -> int:
+    def truncate(self, size: int) -> int:
         """Cut or extend."""
         try:
+            self._make_room(size)
+            if self.seek(0, os.SEEK_END) < size and isinstance(self._file, io.BytesIO):  # which only cuts
+                self._file.write(bytes(size - self.tell()))
             return self._file.truncate(size)
         except OSError as error:
             self._kept = self._kept or error
-            return size or 0
+            return size
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        """Half a file is of no use: the disk gets it when it is whole, or too large for here."""
 
-    def check(self) -> None:
-        """Raise what was kept, else make the bytes last."""
+    def _make_room(self, size: int) -> None:
+        """Go over to the file before memory holds more than it may."""
+        if size > HELD_BYTES and isinstance(self._file, io.BytesIO):
+            at, held = self.tell(), self._file.getbuffer()
+            self._file = _written(self._path, held)
+            self._file.seek(at)
+
+    def finish(self) -> str:
+        """Raise what was kept, else make the bytes last, and tell their SHA-256."""
         if self._kept is not None:
             raise self._kept
+        if isinstance(self._file, io.BytesIO):
+            held = self._file.getbuffer()
+            digest = hashlib.sha256(held)
+            self._file = _written(self._path, held)
+        else:
+            self._file.seek(0)
+            digest = hashlib.file_digest(self._file, "sha256")
         os.fsync(self._file.fileno())
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
+
+
+def _written(path: Path, data: memoryview) -> io.FileIO:
+    """A new file of these bytes, which the caller closes."""
+    file = path.open("x+b", buffering=0)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except BaseException:
+        file.close()
+        raise
+    return file

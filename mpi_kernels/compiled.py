@@ -13,7 +13,8 @@ import numpy as np
 
 from mpi_kernels.contract import Header, Kernel, Orientation
 from mpi_kernels.extension import MISSING, native
-from mpi_kernels.fused import Quality, carried
+from mpi_kernels.fused import Quality
+from mpi_kernels.merging import over_frames
 from mpi_kernels.plan import oriented, unturned
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
@@ -148,21 +149,9 @@ class Compiled:
     def merge(self, ranks: Ranks) -> dict[Key, np.ndarray] | None:
         """Arrays per pixel by term on rank 0, None elsewhere; more frames may be added afterwards."""
         self.native.flush()
-        found: dict[Key, np.ndarray | None] = {}
-        integer = self._dtype.kind in "iu"
-        for key, term in self.terms.items():
-            match term:
-                case Sum():
-                    assert self._sum is not None
-                    found[key] = ranks.reduce(self._sum, "sum") if integer else _rounded(ranks.reduce_pairs(self._sum))
-                case SumSq():
-                    assert self._squares is not None
-                    whole = ranks.reduce(self._squares, "sum") if integer else ranks.reduce_pairs(self._squares)
-                    found[key] = carried(whole) if integer else _rounded(whole)
-                case Max():
-                    assert self._max is not None
-                    found[key] = ranks.reduce(self._max, "max")
-        return None if ranks.rank else {k: self._turned(a) for k, a in found.items() if a is not None}
+        arrays = {Sum: self._sum, SumSq: self._squares, Max: self._max}
+        found = over_frames(ranks, self.terms, lambda key: arrays[type(self.terms[key])], pairs=True)
+        return None if found is None else {k: self._turned(a) for k, a in found.items()}
 
     def rows(self, used: int) -> Mapping[Key, np.ndarray]:
         """Sums of this rank's first ``used`` frames, by term."""
@@ -172,12 +161,3 @@ class Compiled:
         frames = array.reshape(-1, *self._shape)
         turned = oriented(frames, self._orientation)
         return np.ascontiguousarray(turned).reshape(*array.shape[:-1], *turned.shape[1:])
-
-
-def _rounded(pairs: np.ndarray | None) -> np.ndarray | None:
-    """Float64 numbers from [high, low] pairs; what is not finite has no low part."""
-    if pairs is None:
-        return None
-    with np.errstate(invalid="ignore"):
-        rounded: np.ndarray = np.where(np.isfinite(pairs[0]), pairs[0] + pairs[1], pairs[0])
-    return rounded

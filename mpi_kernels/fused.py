@@ -18,6 +18,7 @@ import numpy as np
 
 from mpi_kernels.contract import Header
 from mpi_kernels.errors import RecipeError
+from mpi_kernels.merging import over_frames
 from mpi_kernels.protocols import Labels, Max, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.regions import Regions
@@ -141,18 +142,12 @@ class Fused:
         bounds = ranks.gather_json(self._bound)
         if bounds is not None and self._sum is not None and self._integer:
             _check_bound(sum(bounds), self._sum.dtype)
-        found: dict[Key, np.ndarray | None] = {}
-        for key, term in self.terms.items():
-            match term:
-                case Sum():
-                    assert self._sum is not None
-                    found[key] = ranks.reduce(self._sum, "sum")
-                case SumSq():
-                    found[key] = self._squares[key].merge(ranks)
-                case Max():
-                    assert self._max is not None
-                    found[key] = ranks.reduce(self._max, "max")
-        return None if ranks.rank else {k: v for k, v in found.items() if v is not None}
+        return over_frames(ranks, self.terms, self._array)
+
+    def _array(self, key: Key) -> np.ndarray | None:
+        if key in self._squares:
+            return self._squares[key].sum
+        return self._sum if isinstance(self.terms[key], Sum) else self._max
 
     def rows(self, used: int) -> dict[Key, np.ndarray]:
         """Sums of this rank's first ``used`` frames, by term."""
@@ -167,7 +162,7 @@ class _Squares:
     def __init__(self, shape: tuple[int, int], shift: np.ndarray | None, *, integer: bool) -> None:
         self._integer = integer
         self._shift = None if shift is None else shift.reshape(-1)
-        self._sum = np.zeros((2, *shape), np.uint64) if integer else np.zeros(shape)
+        self.sum = np.zeros((2, *shape), np.uint64) if integer else np.zeros(shape)
 
     def add(self, pixels: np.ndarray, strip: np.ndarray, tile: slice, top: int | None) -> None:
         """Add pixels of a tile (n, p), given also as float64 in ``strip``, which is overwritten."""
@@ -178,7 +173,7 @@ class _Squares:
             if self._integer:
                 self._carry(added.astype(np.uint64), tile)
             else:
-                self._sum.reshape(-1)[tile] += added
+                self.sum.reshape(-1)[tile] += added
             return
         if top >= 1 << 32:
             raise RecipeError(
@@ -190,23 +185,10 @@ class _Squares:
             self._carry(magnitude * magnitude, tile)
 
     def _carry(self, added: np.ndarray, tile: slice) -> None:
-        high, low = self._sum.reshape(2, -1)[:, tile]
+        high, low = self.sum.reshape(2, -1)[:, tile]
         low += added & np.uint64(0xFFFFFFFF)
         high += (added >> np.uint64(32)) + (low >> np.uint64(32))
         low &= np.uint64(0xFFFFFFFF)
-
-    def merge(self, ranks: Ranks) -> np.ndarray | None:
-        """Sum of all ranks on rank 0, low words below 2**32 again."""
-        merged = ranks.reduce(self._sum, "sum")
-        return carried(merged) if self._integer else merged
-
-
-def carried(words: np.ndarray | None) -> np.ndarray | None:
-    """``[high, low]`` words of 32 bits whose low ones were summed: what stands above 32 bits goes up, in place."""
-    if words is not None:
-        words[0] += words[1] >> np.uint64(32)
-        words[1] &= np.uint64(0xFFFFFFFF)
-    return words
 
 
 def _check_bound(bound: int, dtype: np.dtype) -> None:

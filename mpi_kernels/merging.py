@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from mpi_kernels.contract import Scalar
 from mpi_kernels.errors import KernelError
 from mpi_kernels.plan import Plan, Step, output_shape
-from mpi_kernels.protocols import Output, Reduction
+from mpi_kernels.protocols import Max, Output, Reduction, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
+from mpi_kernels.terms import Key
 
 Range = tuple[int, int]
 """Frames ``start:stop`` of the scan."""
@@ -46,6 +47,59 @@ def gather(ranks: Ranks, rows: np.ndarray, where: Sequence[Range] | None, frames
         whole[start:stop] = found[at : at + stop - start]
         at += stop - start
     return whole
+
+
+def over_frames(
+    ranks: Ranks,
+    terms: Mapping[Key, Term],
+    array: Callable[[Key], np.ndarray | None],
+    *,
+    pairs: bool = False,
+) -> dict[Key, np.ndarray] | None:
+    """Arrays of the terms that have one value for each pixel, of all ranks, on rank 0; None elsewhere.
+
+    Parameters
+    ----------
+    ranks : Ranks
+    terms : mapping of Key to Term
+        The others are left out.
+    array : callable
+        This rank's array of a term; squares of integers are [high, low] words of 32 bits.
+    pairs : bool
+        Sums of floats are [high, low] pairs as well, and their low parts count.
+    """
+    found: dict[Key, np.ndarray | None] = {}
+    for key, term in terms.items():
+        if not isinstance(term, Sum | SumSq | Max):
+            continue
+        mine = array(key)
+        assert mine is not None
+        floats = mine.dtype.kind == "f"
+        if isinstance(term, Max):
+            found[key] = ranks.reduce(mine, "max")
+        elif floats and pairs:
+            found[key] = _rounded(ranks.reduce_pairs(mine))
+        else:
+            whole = ranks.reduce(mine, "sum")
+            found[key] = whole if floats or isinstance(term, Sum) else _carried(whole)
+    return None if ranks.rank else {k: a for k, a in found.items() if a is not None}
+
+
+def _carried(words: np.ndarray | None) -> np.ndarray | None:
+    """``[high, low]`` words of 32 bits whose low ones were summed: what stands above 32 bits goes up, in place."""
+    if words is not None:
+        words[0] += words[1] >> np.uint64(32)
+        words[1] &= np.uint64(0xFFFFFFFF)
+    return words
+
+
+def _rounded(pairs: np.ndarray | None) -> np.ndarray | None:
+    """Float64 numbers from [high, low] pairs; what is not finite has no low part."""
+    if pairs is None:
+        return None
+    with np.errstate(invalid="ignore"):
+        rounded: np.ndarray = np.where(np.isfinite(pairs[0]), pairs[0] + pairs[1], pairs[0])
+    return rounded
 
 
 def covered(where: Sequence[Range], frames: int) -> np.ndarray:

@@ -47,10 +47,16 @@ def png(grey: np.ndarray, description: str = "") -> bytes:
         for kind, data in (
             (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
             (b"tEXt", text),
-            (b"IDAT", zlib.compress(lines.tobytes(), 1)),
+            (b"IDAT", _compressed(lines)),
             (b"IEND", b""),
         )
     )
+
+
+def _compressed(lines: np.ndarray) -> bytes:
+    """Lines as a zlib stream; it looks for runs alone, as noise leaves nothing else to find, in a third of the time."""
+    stream = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    return stream.compress(lines.data) + stream.flush()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -63,7 +69,7 @@ def _tile(array: np.ndarray) -> np.ndarray:
     zoom = TILE / max(array.shape)
     # nearest pixel: a reduced map may miss bright spots between samples, but shows no value that is not there
     y, x = (np.minimum((np.arange(max(1, round(n * zoom))) / zoom).astype(int), n - 1) for n in array.shape)
-    tile: np.ndarray = (_stretched(array[np.ix_(y, x)]) * 255).astype(np.uint8)
+    tile: np.ndarray = (_stretched(array.take(y, 0).take(x, 1)) * 255).astype(np.uint8)
     return tile
 
 
@@ -76,15 +82,21 @@ def _curve(values: np.ndarray) -> np.ndarray:
 
 def _stretched(array: np.ndarray, low: float = LOW_PERCENT, high: float = HIGH_PERCENT) -> np.ndarray:
     """Values from 0 to 1, 0 for what is not finite."""
-    values = array.astype(np.float64) / 4  # the span of the largest floats must be one
+    values = np.divide(array, 4, dtype=np.float64)  # the span of the largest floats must be one
     good = np.isfinite(values)
+    all_good = good.all()
     if not good.any():
         return np.zeros(values.shape)
-    bottom, top = np.percentile(values[good], [low, high])
+    shown = values.reshape(-1) if all_good else values[good]
+    bottom, top = np.percentile(shown, [low, high])
     if top <= bottom:  # a few bright pixels on an even ground: show them rather than nothing
-        bottom, top = values[good].min(), values[good].max()
+        bottom, top = shown.min(), shown.max()
     span = top - bottom
     if not 0 < span < np.inf:
         return np.where(good, 0.5, 0.0)
-    scaled: np.ndarray = np.clip((np.where(good, values, bottom) - bottom) / span, 0.0, 1.0)
-    return scaled
+    if not all_good:
+        values[~good] = bottom
+    values -= bottom
+    values /= span
+    clipped: np.ndarray = np.clip(values, 0.0, 1.0, out=values)
+    return clipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 
@@ -25,14 +26,10 @@ def publish_result(
     begin : float
         When the job began, by `time.perf_counter`.
     """
-    from concurrent.futures import ThreadPoolExecutor  # brings logging along: only for who publishes
-
     try:
         before = time.perf_counter()
-        with ThreadPoolExecutor(1) as beside:  # the picture costs as much as the file, and needs nothing of it
-            drawn = beside.submit(_draw, folder / PREVIEW_FILE, plan, reduced)
-            digest = result.write(folder / RESULT_H5, job, plan, reduced)
-            drawn.result()
+        draw = functools.partial(_draw, folder / PREVIEW_FILE, plan, reduced)
+        digest = result.write(folder / RESULT_H5, job, plan, reduced, meanwhile=draw)
         now = time.perf_counter()
         reduced.seconds |= {"write": now - before, "total": now - begin}
         manifest = _manifest(job, plan, reduced, RESULT_H5, digest, ranks=ranks, preview_file=PREVIEW_FILE)

@@ -8,25 +8,25 @@ Source: NeXus NXdata (manual.nexusformat.org), EMD 1.0 (emdatasets.com/format), 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpi_kernels import __version__, electrons, jsonfile
+from mpi_kernels import __version__, electrons
 from mpi_kernels.backing import Backing
 from mpi_kernels.contract import Axis, JobSpec, Scalar
 from mpi_kernels.engine import Reduced
 from mpi_kernels.errors import printable
+from mpi_kernels.hdf5_nodes import attributes, dataset, group, hard_link, soft_link
 from mpi_kernels.plan import Plan, Step, output_axes, parameters
 from mpi_kernels.protocols import Output
 
@@ -44,119 +44,125 @@ def maps(plan: Plan, reduced: Reduced) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{step.spec.name}/{output}", reduced.arrays[step.spec.name][output]
 
 
-def write(path: str | os.PathLike[str], job: JobSpec, plan: Plan, reduced: Reduced) -> str:
+def write(
+    path: str | os.PathLike[str],
+    job: JobSpec,
+    plan: Plan,
+    reduced: Reduced,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> str:
     """Write the result file as a whole or not at all: temporary, fsync, rename.
+
+    That its name survives a power cut is left to the JSON that is published after it in the same folder.
+
+    Parameters
+    ----------
+    path : path
+    job, plan, reduced
+        What it tells.
+    meanwhile : callable
+        Called while the bytes go to the disk.
 
     Returns
     -------
     sha256 : str
         Of the file's bytes.
     """
+    from concurrent.futures import ThreadPoolExecutor  # brings logging along: only for who publishes
+
+    import h5py
+
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         backing = Backing(temporary)
         try:
-            _write(backing, job, plan, reduced)
-            backing.check()
+            with h5py.File(backing, "w") as file:
+                _write(file, job, plan, reduced)
+            with ThreadPoolExecutor(1) as beside:
+                digest = beside.submit(backing.finish)
+                meanwhile()
+            found = digest.result()
         finally:
             backing.close()
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         temporary.rename(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    jsonfile.sync_folder(target.parent)
-    return digest
+    return found
 
 
-def _write(backing: Backing, job: JobSpec, plan: Plan, reduced: Reduced) -> None:
-    import h5py
-
-    with h5py.File(backing, "w") as file:
-        _attributes(
-            file,
-            NX_class="NXroot",
-            default="entry",
-            emd_group_type="file",
-            version_major=1,
-            version_minor=0,
-            UUID=str(uuid.uuid4()),
-            authoring_program=PROGRAM,
-            authoring_user="emflow",
-            creator=PROGRAM,
-        )
-        entry = file.create_group("entry")
-        first = plan.steps[0].spec.name
-        _attributes(entry, NX_class="NXentry", default=first, emd_group_type="root", python_class="Root")
-        entry["title"] = plan.recipe.name
-        known: Axes = {}
-        for step in plan.steps:
-            _write_step(entry, step, plan, reduced, known)
-            file[step.spec.name] = h5py.SoftLink(f"/entry/{step.spec.name}")
-        if not reduced.covered.all():
-            _write_coverage(entry.create_group("covered"), plan, reduced, known)
-        for name, events in reduced.events.items():
-            electrons.write(entry[name], events, plan.header)
-            if electrons.GROUP not in file:  # stempy opens this file as one of its own
-                file[electrons.GROUP] = h5py.SoftLink(f"/entry/{name}/{electrons.GROUP}")
-                _attributes(file, version=electrons.STEMPY_VERSION)
-        _write_process(entry.create_group("process"), job, plan, reduced)
+def _write(file: Any, job: JobSpec, plan: Plan, reduced: Reduced) -> None:
+    root, first = file.id, plan.steps[0].spec.name
+    facts: dict[str, str | int] = {"NX_class": "NXroot", "default": "entry", "emd_group_type": "file"}
+    facts |= {"version_major": 1, "version_minor": 0, "UUID": str(uuid.uuid4())}
+    facts |= {"authoring_program": PROGRAM, "authoring_user": "emflow", "creator": PROGRAM}
+    attributes(root, **facts)
+    entry = group(root, "entry", NX_class="NXentry", default=first, emd_group_type="root", python_class="Root")
+    dataset(entry, "title", plan.recipe.name)
+    known: Axes = {}
+    for step in plan.steps:
+        _write_step(entry, step, plan, reduced, known)
+        soft_link(root, step.spec.name, f"/entry/{step.spec.name}")
+    if not reduced.covered.all():
+        _write_coverage(group(entry, "covered"), plan, reduced, known)
+    for name, events in reduced.events.items():
+        electrons.write(file["entry"][name], events, plan.header)
+        if electrons.GROUP not in file:  # stempy opens this file as one of its own
+            soft_link(root, electrons.GROUP, f"/entry/{name}/{electrons.GROUP}")
+            attributes(root, version=electrons.STEMPY_VERSION)
+    _write_process(group(entry, "process", NX_class="NXprocess"), job, plan, reduced)
 
 
 def _write_step(entry: Any, step: Step, plan: Plan, reduced: Reduced, known: Axes) -> None:
-    name = step.spec.name
-    group = entry.create_group(name)
-    default = next(iter(step.outputs), "")
-    _attributes(group, NX_class="NXcollection", default=default, emd_group_type="node", python_class="Node")
+    name, default = step.spec.name, next(iter(step.outputs), "")
+    maps = group(entry, name, NX_class="NXcollection", default=default, emd_group_type="node", python_class="Node")
     for output, declared in step.outputs.items():
-        axes = output_axes(declared, plan.header)
-        _write_map(group.create_group(output), name, declared, axes, reduced.arrays[name][output], known)
-    scalars = group.create_group("scalars")
-    _attributes(scalars, NX_class="NXcollection")
+        axes, path = output_axes(declared, plan.header), f"/entry/{name}/{output}"
+        _write_map(group(maps, output), path, name, declared, axes, reduced.arrays[name][output], known)
+    scalars = group(maps, "scalars", NX_class="NXcollection")
     for key, value in reduced.scalars[name].items():
-        scalars[printable(key).replace("/", "_")] = _stored(value)
+        dataset(scalars, printable(key).replace("/", "_"), _stored(value))
 
 
-def _write_coverage(group: Any, plan: Plan, reduced: Reduced, known: Axes) -> None:
+def _write_coverage(at: Any, plan: Plan, reduced: Reduced, known: Axes) -> None:
     """Which positions of a partial result are measured: 1, else 0; the maps are 0 or NaN there."""
     declared = Output(over="scan", dtype="uint8", long_name="1 where a frame was there")
-    _write_map(group, "covered", declared, output_axes(declared, plan.header), reduced.covered.astype(np.uint8), known)
+    covered, axes = reduced.covered.astype(np.uint8), output_axes(declared, plan.header)
+    _write_map(at, "/entry/covered", "covered", declared, axes, covered, known)
 
 
-def _write_map(group: Any, title: str, output: Output, axes: tuple[Axis, ...], array: np.ndarray, known: Axes) -> None:
-    import h5py
-
+def _write_map(
+    at: Any, path: str, title: str, output: Output, axes: tuple[Axis, ...], array: np.ndarray, known: Axes
+) -> None:
     if array.ndim == 0:  # no reader knows a map without axes
         array, axes = array.reshape(1), (Axis(name="index", unit=""),)
     names = _names(axes)
     kind = _interpretation(output, array)
-    long_name = f"{title}: {output.long_name or group.name.rpartition('/')[2]}"
+    long_name = f"{title}: {output.long_name or path.rpartition('/')[2]}"
     long_name += f" ({output.unit})" if output.unit else ""
-    _attributes(group, NX_class="NXdata", signal="data", emd_group_type="array", python_class="Array")
-    group.attrs["axes"] = np.array(names, h5py.string_dtype())
-    _attributes(group, interpretation=kind, title=long_name)
-    data = group.create_dataset("data", data=array)
-    _attributes(data, units=output.unit, long_name=long_name, interpretation=kind)
+    attributes(at, NX_class="NXdata", signal="data", emd_group_type="array", python_class="Array")
+    attributes(at, axes=names, interpretation=kind, title=long_name)
+    dataset(at, "data", array, units=output.unit, long_name=long_name, interpretation=kind)
     for i, (name, axis, n) in enumerate(zip(names, axes, array.shape, strict=True)):
         positions = axis.offset + axis.scale * np.arange(max(n, 2), dtype=np.float64)
-        _write_axis(group, name, axis, positions[:n], known)
+        _write_axis(at, name, axis, positions[:n], known)
         if n > 1:
-            group[f"dim{i}"] = h5py.SoftLink(f"{group.name}/{name}")
+            soft_link(at, f"dim{i}", f"{path}/{name}")
         else:  # a step can be read from two positions only; EMD takes two for a linear axis of any length
-            _write_axis(group, f"dim{i}", axis, positions, known)
+            _write_axis(at, f"dim{i}", axis, positions, known)
 
 
-def _write_axis(group: Any, name: str, axis: Axis, positions: np.ndarray, known: Axes) -> None:
+def _write_axis(at: Any, name: str, axis: Axis, positions: np.ndarray, known: Axes) -> None:
     """An axis of a map; maps with the same axis have the same dataset, by another hard link."""
     same = known.get((axis, len(positions)))
     if same is not None:
-        group[name] = same
+        hard_link(at, name, same)
         return
-    known[axis, len(positions)] = dataset = group.create_dataset(name, data=positions)
     label = f"{axis.name} ({axis.unit})" if axis.unit else axis.name
-    _attributes(dataset, units=axis.unit, long_name=label, name=axis.name)
+    said = {"units": axis.unit, "long_name": label, "name": axis.name}
+    known[axis, len(positions)] = dataset(at, name, positions, **said)
 
 
 def _names(axes: tuple[Axis, ...]) -> list[str]:
@@ -175,8 +181,7 @@ def _interpretation(output: Output, array: np.ndarray) -> str:
     return "image" if entry >= 2 and array.ndim >= 2 else "spectrum"
 
 
-def _write_process(group: Any, job: JobSpec, plan: Plan, reduced: Reduced) -> None:
-    _attributes(group, NX_class="NXprocess")
+def _write_process(at: Any, job: JobSpec, plan: Plan, reduced: Reduced) -> None:
     values = {
         "program": "mpi_kernels",
         "version": __version__,
@@ -190,9 +195,9 @@ def _write_process(group: Any, job: JobSpec, plan: Plan, reduced: Reduced) -> No
         "source_digest": job.source.digest or "",
     }
     for name, value in values.items():
-        group[name] = printable(value) if isinstance(value, str) else value
-    group["scan_shape"] = np.array(plan.header.scan_shape, np.int64)
-    group["det_shape"] = np.array(plan.header.det_shape, np.int64)
+        dataset(at, name, printable(value) if isinstance(value, str) else value)
+    dataset(at, "scan_shape", np.array(plan.header.scan_shape, np.int64))
+    dataset(at, "det_shape", np.array(plan.header.det_shape, np.int64))
     facts = {
         "recipe": asdict(plan.recipe),
         "parameters": {s.spec.name: {"use": s.spec.use, **parameters(s)} for s in plan.steps},
@@ -203,15 +208,9 @@ def _write_process(group: Any, job: JobSpec, plan: Plan, reduced: Reduced) -> No
         "method": reduced.method,
     }
     for name, value in facts.items():
-        group[name] = json.dumps(value)  # ASCII: undecodable text survives as escapes
-    source = group.create_group("source")
-    _attributes(source, NX_class="NXcollection")
-    _attributes(source, **{printable(k) or "_": v for k, v in job.attributes.items()})
-
-
-def _attributes(target: Any, /, **values: str | int) -> None:
-    for name, value in values.items():
-        target.attrs[name] = printable(value) if isinstance(value, str) else value
+        dataset(at, name, json.dumps(value))  # ASCII: undecodable text survives as escapes
+    source = group(at, "source", NX_class="NXcollection")
+    attributes(source, **{printable(k) or "_": v for k, v in job.attributes.items()})
 
 
 def _stored(value: Scalar) -> Any:

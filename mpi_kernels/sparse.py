@@ -14,7 +14,8 @@ import numpy as np
 
 from mpi_kernels.contract import Header, Orientation
 from mpi_kernels.errors import RecipeError
-from mpi_kernels.fused import Quality, carried
+from mpi_kernels.fused import Quality
+from mpi_kernels.merging import over_frames
 from mpi_kernels.protocols import Max, Source, Sum, SumSq, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.sparse_lists import Events, Rows, Sorted, binned, check_sum, in_order, most_of
@@ -158,26 +159,13 @@ class SparseFused:
         bounds = ranks.gather_json(self._bound)
         if bounds is not None and self._sum is not None:
             check_sum(sum(bounds), self._sum.dtype, "the sum of all frames")
-        found: dict[Key, np.ndarray | None] = {}
-        for key, term in self.terms.items():
-            match term:
-                case Sum():
-                    assert self._sum is not None
-                    found[key] = ranks.reduce(self._sum.reshape(self._shape), "sum")
-                case SumSq():
-                    found[key] = self._merged_squares(ranks)
-                case Max():
-                    assert self._max is not None
-                    found[key] = ranks.reduce(self._max.reshape(self._shape), "max")
-        return None if ranks.rank else {k: v for k, v in found.items() if v is not None}
+        arrays = {Sum: self._sum, SumSq: self._squares, Max: self._max}
+        found = over_frames(ranks, self.terms, lambda key: arrays[type(self.terms[key])])
+        return None if found is None else {k: a.reshape(*a.shape[:-1], *self._shape) for k, a in found.items()}
 
     def rows(self, used: int) -> dict[Key, np.ndarray]:
         """Sums of this rank's first ``used`` frames, by term."""
         return {key: rows.sums[:used] for key, rows in self._rows.items()}
-
-    def _merged_squares(self, ranks: Ranks) -> np.ndarray | None:
-        assert self._squares is not None
-        return carried(ranks.reduce(self._squares.reshape(2, *self._shape), "sum"))
 
 
 def _parts(events: Events) -> Iterator[tuple[int, Events]]:

@@ -51,7 +51,7 @@ class Weights:
         self._columns = columns
         self.terms = terms
         self._sums = [sum_dtype(dtype, w.dtype) for w in columns]
-        self._norms = [_norm(w) if s.kind in "iu" else 0 for w, s in zip(columns, self._sums, strict=True)]
+        self._norms = [norm(w) if s.kind in "iu" else 0 for w, s in zip(columns, self._sums, strict=True)]
         fits = len(columns) * columns[0].size * 8 <= MATRIX_BYTES
         self._matrix = self._made(slice(None)) if fits else None
 
@@ -62,16 +62,10 @@ class Weights:
         columns: list[np.ndarray] = [np.ones(int(np.prod(header.det_shape)), np.bool_)]
         found: dict[Key, Columns] = {}
         for key, term in terms.items():
-            if isinstance(term, Masks):
-                added = list(term.weights.reshape(len(term.weights), -1))
-                whole = sum_dtype(dtype, term.weights.dtype)
-            elif isinstance(term, Moments):
-                added = moment_weights(term, header)
-                whole = sum_dtype(dtype, added[0].dtype)
-            else:
-                continue
-            found[key] = Columns(len(columns), len(columns) + len(added), whole)
-            columns += added
+            if isinstance(term, Masks | Moments):
+                added, whole = columns_of(term, header)
+                found[key] = Columns(len(columns), len(columns) + len(added), whole)
+                columns += added
         return cls(columns, found, dtype)
 
     def rows(self, rows: int) -> np.ndarray:
@@ -113,16 +107,23 @@ class Weights:
         rows : (k, n) ndarray of uint64
             Filled with the bits of float64, int64 or uint64 sums.
         """
-        for j, (weights, norm, whole) in enumerate(zip(self._columns, self._norms, self._sums, strict=True)):
+        for j, (weights, size, whole) in enumerate(zip(self._columns, self._norms, self._sums, strict=True)):
             if top is None or whole.kind == "f":
                 rows[j] = np.ascontiguousarray(sums[:, j]).view(np.uint64)
-            elif top * norm < EXACT:
+            elif top * size < EXACT:
                 rows[j] = sums[:, j].astype(whole).view(np.uint64)
             elif j:  # the plain total is only looked at, never delivered
-                rows[j] = _integer_sums(flat, weights, top * norm, whole).view(np.uint64)
+                rows[j] = _integer_sums(flat, weights, top * size, whole).view(np.uint64)
 
     def _made(self, tile: slice) -> np.ndarray:
         return np.stack([w[tile].astype(np.float64) for w in self._columns], axis=1)
+
+
+def columns_of(term: Masks | Moments, header: Header) -> tuple[list[np.ndarray], np.dtype]:
+    """Weights of each sum of a term, (pixels,) each, and the dtype of the sums."""
+    if isinstance(term, Moments):
+        return moment_weights(term, header), sum_dtype(header.dtype)
+    return list(term.weights.reshape(len(term.weights), -1)), sum_dtype(header.dtype, term.weights.dtype)
 
 
 def moment_weights(term: Moments, header: Header) -> list[np.ndarray]:
@@ -134,15 +135,15 @@ def moment_weights(term: Moments, header: Header) -> list[np.ndarray]:
     return [mask.reshape(-1), (y * mask).reshape(-1), (x * mask).reshape(-1)]
 
 
-def sum_dtype(data: np.dtype, weights: np.dtype | None = None) -> np.dtype:
+def sum_dtype(data: np.dtype | str, weights: np.dtype | None = None) -> np.dtype:
     """Dtype of sums of (weighted) pixels: 64-bit integers where both are integers, else float64."""
-    kinds = data.kind + ("" if weights is None else weights.kind)
+    kinds = np.dtype(data).kind + ("" if weights is None else weights.kind)
     if "f" in kinds:
         return np.dtype("float64")
     return np.dtype("int64" if "i" in kinds else "uint64")
 
 
-def _norm(weights: np.ndarray) -> int:
+def norm(weights: np.ndarray) -> int:
     """Sum of the magnitudes, in Python's integers where numpy's could wrap."""
     if weights.dtype.kind == "b":
         return int(np.count_nonzero(weights))

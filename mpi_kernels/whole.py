@@ -62,7 +62,7 @@ def first_cut(layout: Layout, sizes: np.ndarray, stop: int) -> int | None:
         held, start = int(sizes[0]), layout.first + (records - 1) * layout.record
         if start + last <= held:
             return None
-        record = min(records - 1, max(0, (held - layout.first + layout.tail) // layout.record))
+        record = min(records - 1, max(0, records_in(layout, held - layout.first)))
         there = held - layout.first - record * layout.record
     else:
         offsets = layout.offsets[:records]
@@ -77,6 +77,11 @@ def first_cut(layout: Layout, sizes: np.ndarray, stop: int) -> int | None:
         there = int(of_each[record] - offsets[record]) if offsets[record] >= 0 else 0
     inside = max(0, (there - layout.lead) // size) if layout.sizes is None else 0
     return record * layout.record_frames + inside
+
+
+def records_in(layout: Layout, length: int) -> int:
+    """Plain records that so many bytes hold, where they follow one another; a record may lack its tail."""
+    return (length + layout.tail) // layout.record
 
 
 def _written(layout: Layout, records: slice) -> np.ndarray:

@@ -75,9 +75,12 @@ def chunk_index(dataset: Any) -> ChunkIndex | None:
         if np.any(rest) or np.any(at < 0) or np.any(at >= grid[axis]):
             return None
         where = where * grid[axis] + at
-    masks, addresses, sizes = found = np.full((3, total), -1, np.int64)
-    for column, array in enumerate(found):
-        array[where] = rows[:, rank + column]
+    if len(rows) == total and np.array_equal(where, np.arange(total)):  # as the library lists most files
+        masks, addresses, sizes = np.ascontiguousarray(rows[:, rank:].T)
+    else:
+        masks, addresses, sizes = found = np.full((3, total), -1, np.int64)
+        for column, array in enumerate(found):
+            array[where] = rows[:, rank + column]
     if np.count_nonzero(addresses >= 0) != len(rows) or np.any(sizes[where] <= 0):
         return None
     if moved:

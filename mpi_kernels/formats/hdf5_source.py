@@ -86,7 +86,7 @@ class ChunkedSource:
             shape, chunks = self.dataset.shape, self.dataset.chunks
             self._lead = kept_axes(shape, self._axes(shape))
             self.align = chunk_frames(shape, chunks, self._lead) if chunks else 1
-            self._whole = not chunks or self.dataset.id.get_num_chunks() == expected_chunks(self.dataset)
+            self._whole, self._index = self._listed()
 
     @functools.cached_property
     def layout(self) -> Layout | None:
@@ -96,14 +96,14 @@ class ChunkedSource:
             return None
         return layout_of(dataset, self._lead, dataset.dtype, self._path, self._index)
 
-    @functools.cached_property
-    def _index(self) -> ChunkIndex | None:
-        """The index of chunks that are all there."""
-        if not self.dataset.chunks or not self._whole:
-            return None
-        with library_errors(self._path):
-            found = chunk_index(self.dataset)
-        return found if found is not None and found.whole else None
+    def _listed(self) -> tuple[bool, ChunkIndex | None]:
+        """Whether no chunk is missing, and the index of chunks that are all there, unless it contradicts itself."""
+        if not self.dataset.chunks:
+            return True, None
+        index = chunk_index(self.dataset)
+        if index is None:
+            return bool(self.dataset.id.get_num_chunks() == expected_chunks(self.dataset)), None
+        return index.whole, index if index.whole else None
 
     @functools.cached_property
     def _direct(self) -> DirectChunks | None:

@@ -15,7 +15,7 @@ from mpi_kernels.errors import printable
 from mpi_kernels.formats.access import os_errors
 from mpi_kernels.layout import Layout
 from mpi_kernels.plugins import load
-from mpi_kernels.whole import check, refuse
+from mpi_kernels.whole import check, records_in, refuse
 
 RUN_FRAMES = 500
 """Frames in one preadv: two buffers each, and Linux takes 1024 (IOV_MAX, limits.h)."""
@@ -76,6 +76,8 @@ class LayoutSource:
     align = 1
 
     def __init__(self, header: Header, layout: Layout) -> None:
+        if layout.record_frames != self.align:
+            raise ValueError(f"records of {layout.record_frames} frames: they are read one by one here")
         self.header = header
         self.layout = layout
         self._path = layout.files[0]
@@ -124,9 +126,7 @@ class LayoutSource:
         wanted = sum(len(b) for b in buffers)
         got = self._fill(buffers, offset(layout, start), start)
         if got < wanted:
-            refuse(
-                self.layout, start + (got + layout.tail) // layout.record, f"the file ends {wanted - got} bytes early"
-            )
+            refuse(self.layout, start + records_in(layout, got), f"the file ends {wanted - got} bytes early")
         if layout.magic:
             marks = heads[:, : len(layout.magic)] == np.frombuffer(layout.magic, np.uint8)
             if not marks.all():
@@ -170,11 +170,7 @@ class LayoutSource:
                 # two buffers a frame, three with a tail: never more than IOV_MAX in one call
                 n = os.preadv(self._fd, buffers[:1000], offset + done)
             except OSError as error:
-                refuse(
-                    self.layout,
-                    frame + (done + self.layout.tail) // self.layout.record,
-                    f"can't be read: {error.strerror}",
-                )
+                refuse(self.layout, frame + records_in(self.layout, done), f"can't be read: {error.strerror}")
             if n == 0:
                 break
             done += n

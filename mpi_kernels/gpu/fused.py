@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mpi_kernels.contract import Header
-from mpi_kernels.fused import Quality, carried
+from mpi_kernels.fused import Quality
 from mpi_kernels.gpu.card import Card, CardError
 from mpi_kernels.gpu.program import Program, Unsuited
 from mpi_kernels.gpu.visit import Rows, Visitor
-from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq, Term
+from mpi_kernels.merging import over_frames
+from mpi_kernels.protocols import Labels, Masks, Moments, Term
 from mpi_kernels.ranks import Ranks
 from mpi_kernels.terms import Key, unique
 
@@ -197,17 +198,7 @@ class GpuFused:
         self._finish()
         self.quality.not_finite, self.quality.saturated = self._visitor.counts()
         pixels = self._visitor.pixels()
-        found: dict[Key, np.ndarray | None] = {}
-        for key, term in self.terms.items():
-            match term:
-                case Sum():
-                    found[key] = ranks.reduce(pixels[Sum], "sum")
-                case SumSq():
-                    whole = ranks.reduce(pixels[SumSq], "sum")
-                    found[key] = whole if self.dtype.kind == "f" else carried(whole)
-                case Max():
-                    found[key] = ranks.reduce(pixels[Max], "max")
-        return None if ranks.rank else {k: v for k, v in found.items() if v is not None}
+        return over_frames(ranks, self.terms, lambda key: pixels[type(self.terms[key])])
 
     def rows(self, used: int) -> dict[Key, np.ndarray]:
         """Sums of this rank's first ``used`` frames, by term."""

@@ -15,6 +15,7 @@ import numpy as np
 from mpi_kernels.contract import Header
 from mpi_kernels.protocols import Labels, Masks, Max, Moments, Sum, SumSq, Term
 from mpi_kernels.terms import Key
+from mpi_kernels.weights import columns_of, largest, norm, sum_dtype
 
 KERNEL = Path(__file__).with_name("kernel.cu")
 
@@ -112,11 +113,11 @@ class Program:
         self.threads = threads
         self.tiles = -(-self.pixels // (threads * PIXELS))
         self.group = group_frames(self.pixels * self.dtype.itemsize)
-        self.whole = np.dtype({"u": "uint64", "i": "int64", "f": "float64"}[self.dtype.kind])
+        self.whole = sum_dtype(self.dtype)
         self.wants = frozenset(type(t) for t in terms.values())
         self.level = _level(terms)
         self.sorted = {k: _sorted(t) for k, t in terms.items() if isinstance(t, Labels)}
-        columns = {k: _columns(t, self.dtype, header.det_shape) for k, t in terms.items()}
+        columns = {k: _columns(t, header) for k, t in terms.items()}
         flat = [(k, c) for k, found in columns.items() for c in found]
         flat.sort(key=lambda pair: pair[1].dtype.kind == "f")  # stable: integers first
         self.columns = len(flat)
@@ -158,23 +159,15 @@ def _level(terms: Mapping[Key, Term]) -> np.ndarray | None:
     return shifts[0].reshape(-1) if shifts and shifts[0] is not None else None
 
 
-def _columns(term: Term, data: np.dtype, shape: tuple[int, int]) -> list[_Column]:
+def _columns(term: Term, header: Header) -> list[_Column]:
     """Columns of one term, (pixels,) each, with the dtype of their sums."""
-    match term:
-        case Masks(weights):
-            rows = list(weights.reshape(len(weights), -1))
-        case Moments(mask):
-            counted = np.ones(shape, np.bool_) if mask is None else mask
-            y, x = np.indices(shape, dtype=np.uint32)
-            rows = [a.reshape(-1) for a in (counted, y * counted, x * counted)]
-        case _:
-            return []
-    kinds = {data.kind, rows[0].dtype.kind if rows else "b"}
-    dtype = np.dtype("float64" if "f" in kinds else "int64" if "i" in kinds else "uint64")
+    if not isinstance(term, Masks | Moments):
+        return []
+    rows, dtype = columns_of(term, header)
     if dtype.kind != "f":
-        top = _largest_pixel(data)
+        top = _largest_pixel(np.dtype(header.dtype))
         for row in rows:
-            reach = top * _norm(row)
+            reach = top * norm(row)
             if reach > np.iinfo(dtype).max:
                 raise Unsuited(f"a weighted sum of a frame can reach {reach}, more than {dtype} holds")
     return [_Column(row, dtype) for row in rows]
@@ -185,7 +178,7 @@ def _fits_32_bits(columns: list[_Column], data: np.dtype) -> tuple[bool, bool]:
     if not columns:
         return False, False
     signed = any(c.dtype.kind == "i" for c in columns)
-    reach = _largest_pixel(data) * max(_largest(c.weights) for c in columns) * 32 * PIXELS
+    reach = _largest_pixel(data) * max(largest(c.weights) for c in columns) * 32 * PIXELS
     return reach < 1 << (31 if signed else 32), signed
 
 
@@ -200,14 +193,3 @@ def _sorted(term: Labels) -> Sorted:
 def _largest_pixel(data: np.dtype) -> int:
     limits = np.iinfo(data)
     return max(int(limits.max), -int(limits.min))
-
-
-def _largest(weights: np.ndarray) -> int:
-    return max(int(weights.max()), -int(weights.min())) if weights.dtype.kind != "b" else 1
-
-
-def _norm(weights: np.ndarray) -> int:
-    """Sum of the magnitudes; in Python's integers, where numpy's could wrap."""
-    if _largest(weights) * weights.size < 1 << 63:
-        return int(np.abs(weights.astype(np.int64)).sum())
-    return sum(abs(int(w)) for w in weights.tolist())

@@ -185,14 +185,18 @@ static void add_rest(const uint8_t *rest, size_t n, size_t element, size_t first
 }
 
 int nat_decode_masks_with(const struct nat_bits *with, size_t element, const uint8_t *in, size_t n, size_t out_bytes,
-                          const uint8_t *const *masks, int k, uint64_t *sums, uint64_t *full, uint8_t *scratch)
+                          size_t frames, const uint8_t *const *masks, int k, uint64_t *sums, uint64_t *full,
+                          uint8_t *scratch)
 {
     struct shuffled record;
     size_t at = 0; /* bytes of the masks, 8 pixels each */
     /* the largest sum of fewer than 2^32 pixels of 32 bits fits into 64 bits */
     if (!is_element(element) || element == 8 || out_bytes / element > UINT32_MAX)
         return NAT_BAD_NUMBER;
-    memset(sums, 0, (size_t)k * sizeof *sums);
+    if (frames != 1 && (frames == 0 || out_bytes / frames % (8 * element) || out_bytes % frames))
+        return NAT_BAD_NUMBER;
+    const size_t whole = frames == 1 ? SIZE_MAX : out_bytes / frames / (8 * element); /* of a frame, in these bytes */
+    memset(sums, 0, frames * (size_t)k * sizeof *sums);
     *full = 0;
     if (begin(&record, element, 1, in, n, out_bytes, scratch))
         return NAT_BAD_DATA;
@@ -202,11 +206,17 @@ int nat_decode_masks_with(const struct nat_bits *with, size_t element, const uin
         if (!planes)
             return NAT_BAD_DATA;
         const size_t width = size / (8 * element);
+        if (width > whole - at)
+            return NAT_BAD_NUMBER;
         const uint64_t used = with->used(planes, width, element);
         with->count(planes, width, used, masks, at, k, sums);
         if (used == UINT64_MAX >> (64 - 8 * element))
             *full += count_full(planes, width, element);
         at += width;
+        if (at == whole) {
+            at = 0;
+            sums += k;
+        }
     }
     const uint8_t *rest = take(&record.input, record.rest);
     if (!rest)
@@ -221,8 +231,8 @@ int nat_decode(enum nat_codec codec, size_t element, const uint8_t *in, size_t n
     return nat_decode_with(nat_bits(NULL), codec, element, in, n, out, out_bytes, scratch);
 }
 
-int nat_decode_masks(size_t element, const uint8_t *in, size_t n, size_t out_bytes, const uint8_t *const *bits, int k,
-                     uint64_t *sums, uint64_t *full, uint8_t *scratch)
+int nat_decode_masks(size_t element, const uint8_t *in, size_t n, size_t out_bytes, size_t frames,
+                     const uint8_t *const *bits, int k, uint64_t *sums, uint64_t *full, uint8_t *scratch)
 {
-    return nat_decode_masks_with(nat_bits(NULL), element, in, n, out_bytes, bits, k, sums, full, scratch);
+    return nat_decode_masks_with(nat_bits(NULL), element, in, n, out_bytes, frames, bits, k, sums, full, scratch);
 }

@@ -69,6 +69,7 @@ extern const char *const nat_bits_names[];
 int nat_decode_with(const struct nat_bits *with, enum nat_codec codec, size_t element, const uint8_t *in, size_t n,
                     uint8_t *out, size_t out_bytes, uint8_t *scratch);
 int nat_decode_masks_with(const struct nat_bits *with, size_t element, const uint8_t *in, size_t n, size_t out_bytes,
-                          const uint8_t *const *masks, int k, uint64_t *sums, uint64_t *full, uint8_t *scratch);
+                          size_t frames, const uint8_t *const *masks, int k, uint64_t *sums, uint64_t *full,
+                          uint8_t *scratch);
 
 #endif

@@ -125,10 +125,10 @@ static int prepare(struct feed_worker *w)
     w->scratch = aligned_alloc(FEED_PAGE, (bytes / FEED_PAGE + 1) * FEED_PAGE);
     if (!w->scratch)
         return NAT_NO_MEMORY;
-    if (!call->pass || layout->codec != NAT_BITSHUFFLE_LZ4 || layout->record_frames != 1 || !layout->countable)
+    if (!call->pass || layout->codec != NAT_BITSHUFFLE_LZ4 || !layout->countable)
         return 0;
     w->mask_count = nat_pass_masks(call->pass, &w->masks);
-    w->mask_sums = calloc((size_t)w->mask_count + 1, sizeof *w->mask_sums);
+    w->mask_sums = calloc((size_t)layout->record_frames, ((size_t)w->mask_count + 1) * sizeof *w->mask_sums);
     return w->mask_sums ? 0 : NAT_NO_MEMORY;
 }
 

@@ -81,8 +81,7 @@ static int push(struct feed_worker *w, int64_t frame, const uint8_t *at, int64_t
                 feed_convert(layout, to + i * size, at + i * stride, (size_t)size);
         return 0;
     }
-    bool aligned = ((uintptr_t)at | (uintptr_t)stride) % layout->pixel == 0;
-    if (aligned && !layout->swap && !layout->flagged)
+    if (!layout->swap && !layout->flagged)
         return gather(w, frame, at, stride, n);
     for (int64_t i = 0; i < n; i++) {
         uint8_t *to = room(w, size);
@@ -161,22 +160,25 @@ static int take_plain(struct feed_worker *w, const struct feed_span *span, int64
     return 0;
 }
 
-/* Sum a record of one frame without making pixels of it: 1 done, 0 it has to be decoded, -1 failed. */
+/* Sum a whole record without making pixels of it: 1 done, 0 it has to be decoded, -1 failed. */
 static int take_planes(struct feed_worker *w, int64_t frame, const uint8_t *in, int64_t n)
 {
     struct feed_call *call = w->call;
     const struct feed_layout *layout = &call->feed->layout;
     uint64_t full = 0;
-    int status = nat_decode_masks(layout->element, in, (size_t)n, (size_t)layout->payload, w->masks, w->mask_count,
-                                  w->mask_sums, &full, w->scratch);
-    if (status)
+    int64_t frames = layout->record_frames, row = call->row + frame - call->start;
+    int status = nat_decode_masks(layout->element, in, (size_t)n, (size_t)layout->payload, (size_t)frames, w->masks,
+                                  w->mask_count, w->mask_sums, &full, w->scratch);
+    if (status && status != NAT_BAD_NUMBER)
         return fail(w, status, frame, 0, 0);
-    if (full && layout->flagged) {
-        /* flags were summed; a dead pixel is dead in every frame, so the planes are not tried again */
+    if (status || (full && layout->flagged)) {
+        /* blocks lie in two frames, or flags were summed: records are alike, and a dead pixel is dead in every frame,
+         * so the planes are not tried again */
         w->mask_count = 0;
         return 0;
     }
-    nat_pass_put(call->pass, w->part, call->row + frame - call->start, w->mask_sums, full);
+    for (int64_t i = 0; i < frames; i++)
+        nat_pass_put(call->pass, w->part, row + i, w->mask_sums + i * w->mask_count, i ? 0 : full);
     return 1;
 }
 
@@ -185,13 +187,13 @@ static int take_stored(struct feed_worker *w, int64_t a, int64_t stop, int64_t r
     struct feed_call *call = w->call;
     const struct feed_layout *layout = &call->feed->layout;
     int64_t n = layout->sizes[record], skipped = (a - record * layout->record_frames) * layout->frame_bytes;
-    if (w->mask_count) {
+    bool whole = stop - a == layout->record_frames;
+    if (w->mask_count && whole) {
         int done = take_planes(w, a, in, n);
         if (done)
             return done < 0 ? -1 : 0;
     }
     uint8_t *out = call->out ? call->out + (a - call->start) * layout->frame_bytes : NULL;
-    bool whole = stop - a == layout->record_frames;
     uint8_t *to = out && whole ? out : room(w, layout->payload);
     if (!to)
         return -1;

@@ -27,9 +27,17 @@
 #define PARTS 1024           /* threads at most */
 #define BIAS 32768
 
+/* Pixels where they lie in a file: at any byte, in memory that has no type yet.  The compiler loads them as it loads
+ * aligned ones where the machine can, and they are of their own size everywhere else. */
+#define AT_ANY_BYTE __attribute__((aligned(1), may_alias))
+typedef uint16_t AT_ANY_BYTE any_u16;
+typedef uint32_t AT_ANY_BYTE any_u32;
+typedef int16_t AT_ANY_BYTE any_i16;
+typedef float AT_ANY_BYTE any_f32;
+
 /* One call of a kernel: up to four frames, one segment, some columns. */
 struct nat_visit {
-    const uint8_t *frame[QUAD];
+    const uint8_t *frame[QUAD]; /* at any byte */
     size_t vectors;
     const uint8_t *weights; /* of these columns: vector by vector, column by column */
     const uint8_t *extra;   /* of columns with float weights in the same call */
@@ -103,6 +111,7 @@ struct nat_set {
     size_t count, room;
     uint8_t *dense;
     int64_t *sums; /* of each column's weights, padding of column 0 included */
+    int *largest;  /* magnitude of each column's weights; whole numbers alone */
     size_t passes;
     size_t *width, *offset; /* of each pass: columns, and where they begin in packed */
     size_t vector;          /* cells */

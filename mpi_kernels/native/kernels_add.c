@@ -213,13 +213,13 @@ static int anything(const uint8_t *frame, const nat_pass *pass)
         return 0;
     }
     for (size_t p = 0; p < pass->pixels; p++)
-        if (((const float *)frame)[p] != 0.0f)
+        if (((const any_f32 *)frame)[p] != 0.0f)
             return 1;
     return 0;
 }
 
 /* A frame of floats with NaN or infinity: count them, and let NaN win in the maxima, as in numpy. */
-static void not_finite(nat_part *part, const float *frame)
+static void not_finite(nat_part *part, const any_f32 *frame)
 {
     float *max = (float *)part->max;
     for (size_t p = 0; p < part->pass->pixels; p++) {
@@ -247,7 +247,7 @@ static void finish(struct bundle *b, const uint8_t *frames, size_t stride)
             memcpy(&number, &total, sizeof number);
             total = number != 0.0;
             if (!isfinite(number))
-                not_finite(part, (const float *)(const void *)(frames + f * stride));
+                not_finite(part, (const any_f32 *)(frames + f * stride));
         }
         int empty = !total;
         if (empty && (pass->kind == NAT_F32 || pass->kind == NAT_I16))

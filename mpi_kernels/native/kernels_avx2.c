@@ -42,7 +42,7 @@ typedef __m256d M;
 #define v_dot8(sum, a, b)                                                                                              \
     _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
 
-#define h_load(p) _mm_loadu_ps(p)
+#define h_load(p) _mm_loadu_ps((const void *)(p))
 #define h_store(p, v) _mm_storeu_ps(p, v)
 #define h_max(a, b) _mm_max_ps(a, b) /* b where either is not a number */
 
@@ -50,7 +50,7 @@ typedef __m256d M;
 #define d_store(p, v) _mm256_storeu_pd(p, v)
 #define d_zero() _mm256_setzero_pd()
 #define d_add(a, b) _mm256_add_pd(a, b)
-#define d_widen(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+#define d_widen(p) _mm256_cvtps_pd(h_load(p))
 #define d_widen_low(v) _mm256_cvtps_pd(_mm256_castps256_ps128(_mm256_castsi256_ps(v)))
 #define d_widen_high(v) _mm256_cvtps_pd(_mm256_extractf128_ps(_mm256_castsi256_ps(v), 1))
 

@@ -41,7 +41,7 @@ typedef __mmask8 M;
 #define v_dot16(sum, a, b) _mm512_dpwssd_epi32(sum, a, b)
 #define v_dot8(sum, a, b) _mm512_dpbusd_epi32(sum, a, b)
 
-#define h_load(p) _mm256_loadu_ps(p)
+#define h_load(p) _mm256_loadu_ps((const void *)(p))
 #define h_store(p, v) _mm256_storeu_ps(p, v)
 #define h_max(a, b) _mm256_max_ps(a, b) /* b where either is not a number */
 
@@ -49,7 +49,7 @@ typedef __mmask8 M;
 #define d_store(p, v) _mm512_storeu_pd(p, v)
 #define d_zero() _mm512_setzero_pd()
 #define d_add(a, b) _mm512_add_pd(a, b)
-#define d_widen(p) _mm512_cvtps_pd(_mm256_loadu_ps(p))
+#define d_widen(p) _mm512_cvtps_pd(h_load(p))
 #define d_widen_low(v) _mm512_cvtps_pd(_mm512_castps512_ps256(_mm512_castsi512_ps(v)))
 #define d_widen_high(v) _mm512_cvtps_pd(_mm512_extractf32x8_ps(_mm512_castsi512_ps(v), 1))
 

@@ -20,7 +20,7 @@
         }                                                                                                              \
     } while (0)
 
-static void squares_u32(const uint32_t *frame, size_t pixels, uint64_t *restrict low, uint64_t *restrict high)
+static void squares_u32(const any_u32 *frame, size_t pixels, uint64_t *restrict low, uint64_t *restrict high)
 {
     for (size_t p = 0; p < pixels; p++) {
         uint64_t square = (uint64_t)frame[p] * frame[p];
@@ -30,7 +30,7 @@ static void squares_u32(const uint32_t *frame, size_t pixels, uint64_t *restrict
 }
 
 /* The square of a float is exact in a double, so contraction changes nothing. */
-static void squares_f32(const float *frame, size_t pixels, double *restrict sum)
+static void squares_f32(const any_f32 *frame, size_t pixels, double *restrict sum)
 {
     for (size_t p = 0; p < pixels; p++)
         sum[p] += (double)frame[p] * (double)frame[p];
@@ -38,7 +38,7 @@ static void squares_f32(const float *frame, size_t pixels, double *restrict sum)
 
 /* The same about a level of each pixel, which keeps the digits of what varies on a pedestal.  A contraction is one
  * rounding less, in all lanes alike. */
-static void squares_about(const float *frame, const double *restrict level, size_t pixels, double *restrict sum)
+static void squares_about(const any_f32 *frame, const double *restrict level, size_t pixels, double *restrict sum)
 {
     for (size_t p = 0; p < pixels; p++) {
         double off = (double)frame[p] - level[p];
@@ -55,21 +55,21 @@ static void plain_squares(int kind, const uint8_t *const *frames, size_t n, size
         SQUARES_OF(uint8_t, uint32_t);
         break;
     case NAT_U16:
-        SQUARES_OF(uint16_t, uint64_t);
+        SQUARES_OF(any_u16, uint64_t);
         break;
     case NAT_I16:
-        SQUARES_OF(int16_t, int64_t);
+        SQUARES_OF(any_i16, int64_t);
         break;
     case NAT_U32:
         for (size_t i = 0; i < n; i++)
-            squares_u32((const uint32_t *)frames[i], cells / 2, low, high);
+            squares_u32((const any_u32 *)frames[i], cells / 2, low, high);
         break;
     default:
         for (size_t i = 0; i < n; i++)
             if (level)
-                squares_about((const float *)frames[i], level, cells, (double *)low);
+                squares_about((const any_f32 *)frames[i], level, cells, (double *)low);
             else
-                squares_f32((const float *)frames[i], cells, (double *)low);
+                squares_f32((const any_f32 *)frames[i], cells, (double *)low);
     }
 }
 
@@ -107,13 +107,13 @@ static uint64_t plain_full(int kind, const uint8_t *frame, size_t cells)
         FULL_OF(uint8_t, UINT8_MAX, cells);
         break;
     case NAT_U16:
-        FULL_OF(uint16_t, UINT16_MAX, cells);
+        FULL_OF(any_u16, UINT16_MAX, cells);
         break;
     case NAT_I16:
-        FULL_OF(int16_t, INT16_MAX, cells);
+        FULL_OF(any_i16, INT16_MAX, cells);
         break;
     case NAT_U32:
-        FULL_OF(uint32_t, UINT32_MAX, cells / 2);
+        FULL_OF(any_u32, UINT32_MAX, cells / 2);
         break;
     default:
         break;
@@ -129,8 +129,8 @@ static void plain_widen(int kind, const uint8_t *restrict frame, float *restrict
             out[p] = frame[p];
     else if (kind == NAT_I16)
         for (size_t p = 0; p < cells; p++)
-            out[p] = ((const int16_t *)frame)[p];
+            out[p] = ((const any_i16 *)frame)[p];
     else
         for (size_t p = 0; p < cells; p++)
-            out[p] = ((const uint16_t *)frame)[p];
+            out[p] = ((const any_u16 *)frame)[p];
 }

@@ -3,13 +3,13 @@
 
 #define VECTOR 64 /* cells; 64 products of 16 and 8 bits stay far below 2**31 */
 
-static void lanes_16(const uint16_t *x, uint16_t bias, size_t n, int32_t *restrict sum)
+static void lanes_16(const any_u16 *x, uint16_t bias, size_t n, int32_t *restrict sum)
 {
     for (size_t p = 0; p < n; p++)
         sum[p] += (int16_t)(x[p] ^ bias);
 }
 
-static uint32_t max_16(const uint16_t *x, uint16_t bias, size_t n, int16_t *restrict max)
+static uint32_t max_16(const any_u16 *x, uint16_t bias, size_t n, int16_t *restrict max)
 {
     int16_t top = INT16_MIN;
     for (size_t p = 0; p < n; p++) {
@@ -21,8 +21,8 @@ static uint32_t max_16(const uint16_t *x, uint16_t bias, size_t n, int16_t *rest
     return (uint16_t)top;
 }
 
-#define MAX_OF(NAME, TYPE)                                                                                             \
-    static uint32_t NAME(const TYPE *x, size_t n, TYPE *restrict max)                                                  \
+#define MAX_OF(NAME, PIXEL, TYPE)                                                                                      \
+    static uint32_t NAME(const PIXEL *x, size_t n, TYPE *restrict max)                                                 \
     {                                                                                                                  \
         TYPE top = 0;                                                                                                  \
         for (size_t p = 0; p < n; p++) {                                                                               \
@@ -32,17 +32,17 @@ static uint32_t max_16(const uint16_t *x, uint16_t bias, size_t n, int16_t *rest
         }                                                                                                              \
         return top;                                                                                                    \
     }
-MAX_OF(max_8, uint8_t)
-MAX_OF(max_32, uint32_t)
+MAX_OF(max_8, uint8_t, uint8_t)
+MAX_OF(max_32, any_u32, uint32_t)
 
 /* A value that is not a number is seen to by the caller. */
-static void max_float(const float *x, size_t n, float *restrict max)
+static void max_float(const any_f32 *x, size_t n, float *restrict max)
 {
     for (size_t p = 0; p < n; p++)
         max[p] = x[p] > max[p] ? x[p] : max[p];
 }
 
-static int64_t total_16(const uint16_t *x, uint16_t bias, size_t step)
+static int64_t total_16(const any_u16 *x, uint16_t bias, size_t step)
 {
     int32_t sum = 0;
     for (size_t p = 0; p < VECTOR; p += step)
@@ -50,7 +50,7 @@ static int64_t total_16(const uint16_t *x, uint16_t bias, size_t step)
     return sum;
 }
 
-static int64_t column_16(const uint16_t *x, uint16_t bias, const int16_t *weights)
+static int64_t column_16(const any_u16 *x, uint16_t bias, const int16_t *weights)
 {
     int32_t sum = 0;
     for (size_t p = 0; p < VECTOR; p++)
@@ -66,7 +66,7 @@ static int64_t column_8(const uint8_t *x, const int8_t *weights)
     return sum;
 }
 
-static double column_bytes(const float *x, const uint8_t *mask)
+static double column_bytes(const any_f32 *x, const uint8_t *mask)
 {
     double sum = 0.0;
     for (size_t p = 0; p < VECTOR; p++)
@@ -74,7 +74,7 @@ static double column_bytes(const float *x, const uint8_t *mask)
     return sum;
 }
 
-static double column_float(const float *x, const double *weights)
+static double column_float(const any_f32 *x, const double *weights)
 {
     double sum = 0.0;
     for (size_t p = 0; p < VECTOR; p++)
@@ -93,13 +93,13 @@ static void columns(int kind, size_t count, int total, const struct nat_visit *v
             const uint8_t *w = total && !k ? NULL : weights;
             weights += w ? unit : 0;
             if (kind == NAT_F32)
-                ((double *)visit->out[0])[k] += column_bytes((const float *)x, w);
+                ((double *)visit->out[0])[k] += column_bytes((const any_f32 *)x, w);
             else if (kind == NAT_U8)
                 ((int64_t *)visit->out[0])[k] += column_8(x, (const int8_t *)w);
             else if (!w)
-                ((int64_t *)visit->out[0])[k] += total_16((const uint16_t *)x, bias, kind == NAT_U32 ? 2 : 1);
+                ((int64_t *)visit->out[0])[k] += total_16((const any_u16 *)x, bias, kind == NAT_U32 ? 2 : 1);
             else
-                ((int64_t *)visit->out[0])[k] += column_16((const uint16_t *)x, bias, (const int16_t *)w);
+                ((int64_t *)visit->out[0])[k] += column_16((const any_u16 *)x, bias, (const int16_t *)w);
         }
     }
 }
@@ -113,19 +113,19 @@ static void first(int kind, size_t frames, size_t count, struct nat_visit *visit
     if (kind == NAT_U8)
         visit->top = max_8(x, n, visit->max);
     else if (kind == NAT_U32)
-        visit->top = max_32((const uint32_t *)x, n / 2, (uint32_t *)visit->max);
+        visit->top = max_32((const any_u32 *)x, n / 2, (uint32_t *)visit->max);
     else if (kind != NAT_F32)
-        visit->top = max_16((const uint16_t *)x, bias, n, (int16_t *)visit->max);
+        visit->top = max_16((const any_u16 *)x, bias, n, (int16_t *)visit->max);
     else if (visit->max)
-        max_float((const float *)x, n, (float *)visit->max);
+        max_float((const any_f32 *)x, n, (float *)visit->max);
     if (visit->sum && kind == NAT_F32)
         for (size_t p = 0; p < n; p++)
-            ((double *)visit->sum)[p] += ((const float *)x)[p];
+            ((double *)visit->sum)[p] += ((const any_f32 *)x)[p];
     else if (visit->sum && kind == NAT_U8)
         for (size_t p = 0; p < n; p++)
             ((int32_t *)visit->sum)[p] += x[p];
     else if (visit->sum)
-        lanes_16((const uint16_t *)x, bias, n, visit->sum);
+        lanes_16((const any_u16 *)x, bias, n, visit->sum);
     columns(kind, count, 1, visit);
 }
 
@@ -141,7 +141,7 @@ static void weighted(size_t frames, size_t count, struct nat_visit *visit)
     const double *weights = (const double *)visit->weights;
     for (size_t v = 0; v < visit->vectors; v++)
         for (size_t k = 0; k < count; k++, weights += VECTOR)
-            ((double *)visit->out[0])[k] += column_float((const float *)visit->frame[0] + v * VECTOR, weights);
+            ((double *)visit->out[0])[k] += column_float((const any_f32 *)visit->frame[0] + v * VECTOR, weights);
 }
 
 /* Labels straight into the rows of the result; pixels without a region have none to go to. */
@@ -166,16 +166,16 @@ static void add_labels(int kind, const struct nat_labels *set, const struct nat_
         LABELS_OF(uint8_t, uint64_t)
         break;
     case NAT_U16:
-        LABELS_OF(uint16_t, uint64_t)
+        LABELS_OF(any_u16, uint64_t)
         break;
     case NAT_U32:
-        LABELS_OF(uint32_t, uint64_t)
+        LABELS_OF(any_u32, uint64_t)
         break;
     case NAT_I16:
-        LABELS_OF(int16_t, int64_t)
+        LABELS_OF(any_i16, int64_t)
         break;
     default:
-        LABELS_OF(float, double)
+        LABELS_OF(any_f32, double)
     }
 }
 

@@ -166,9 +166,9 @@ INLINE void whole(const int kind, const int first, const int frames, const int c
 /* Half a vector of floats of each frame into the running maxima. */
 INLINE void add_max(const uint8_t *const *frame, int frames, size_t at, float *max)
 {
-    H best = h_load((const float *)frame[0] + at);
+    H best = h_load(frame[0] + at * sizeof(float));
     UNROLL for (int i = 1; i < frames; i++)
-        best = h_max(h_load((const float *)frame[i] + at), best);
+        best = h_max(h_load(frame[i] + at * sizeof(float)), best);
     h_store(max, h_max(best, h_load(max)));
 }
 
@@ -189,7 +189,7 @@ INLINE void masked(const int first, const int frames, const int columns, const i
     for (size_t at = 0; at < vectors * 2 * half; at += half) {
         fetch(frame, frames, ahead, at * sizeof(float));
         UNROLL for (int i = 0; i < frames; i++)
-            x[i] = d_widen((const float *)frame[i] + at);
+            x[i] = d_widen(frame[i] + at * sizeof(float));
         if (first && group) {
             D sum = d_load(group + at); /* frame after frame, so that the order does not depend on the calls */
             UNROLL for (int i = 0; i < frames; i++)

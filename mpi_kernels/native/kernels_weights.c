@@ -33,15 +33,25 @@ static int64_t set_add(struct nat_set *set, const void *row)
     if (!dense)
         return NAT_NO_MEMORY;
     set->dense = dense;
+    size_t again = set->room;
+    int *largest = grown(set->largest, set->count, &again, sizeof *largest);
+    if (!largest)
+        return NAT_NO_MEMORY;
+    set->largest = largest;
     int64_t *sums = grown(set->sums, set->count, &set->room, sizeof *sums);
     if (!sums)
         return NAT_NO_MEMORY;
     set->sums = sums;
     memcpy(set->dense + set->count * bytes, row, bytes);
-    set->sums[set->count] = 0;
-    if (set->item == sizeof(int16_t))
-        for (size_t p = 0; p < set->cells; p++)
-            set->sums[set->count] += ((const int16_t *)row)[p];
+    int64_t sum = 0;
+    int most = 0;
+    for (size_t p = 0; set->item == sizeof(int16_t) && p < set->cells; p++) {
+        int weight = ((const int16_t *)row)[p], size = abs(weight);
+        sum += weight;
+        most = size > most ? size : most;
+    }
+    set->sums[set->count] = sum;
+    set->largest[set->count] = most;
     return (int64_t)set->count++;
 }
 
@@ -93,11 +103,16 @@ static int take_digits(const nat_pass *pass, int64_t *weights, int16_t *digits)
     }
     if (!low && !high)
         return 0;
-    const int fits = low >= -most && high <= most;
+    if (low >= -most && high <= most) {
+        for (size_t p = 0; p < pass->pixels; p++)
+            digits[p] = (int16_t)weights[p];
+        memset(weights, 0, pass->pixels * sizeof *weights);
+        return 1;
+    }
     for (size_t p = 0; p < pass->pixels; p++) {
-        int64_t digit = fits ? weights[p] : ((weights[p] & 127) ^ 64) - 64;
+        int64_t digit = ((weights[p] & 127) ^ 64) - 64;
         digits[p] = (int16_t)digit;
-        weights[p] = fits ? 0 : weights[p] / 128 + (weights[p] % 128 - digit) / 128;
+        weights[p] = weights[p] / 128 + (weights[p] % 128 - digit) / 128;
     }
     return 1;
 }
@@ -177,7 +192,11 @@ static int64_t whole_weight(const void *weights, enum nat_weight type, size_t p)
 static int read_whole(const nat_pass *pass, const void *weights, enum nat_weight type, int64_t *whole, uint64_t *norm)
 {
     *norm = 0;
-    for (size_t p = 0; p < pass->pixels; p++) {
+    for (size_t p = 0; type == W_BOOL && p < pass->pixels; p++) { /* most are: a loop without a choice in it */
+        whole[p] = ((const uint8_t *)weights)[p] != 0;
+        *norm += (uint64_t)whole[p];
+    }
+    for (size_t p = 0; type != W_BOOL && p < pass->pixels; p++) {
         if (type == W_F64) {
             double w = ((const double *)weights)[p];
             if (!(w > -9007199254740992.0 && w < 9007199254740992.0) || w != (double)(int64_t)w)
@@ -234,30 +253,25 @@ int nat_pass_masks_add(nat_pass *pass, const void *weights, enum nat_weight type
     return error;
 }
 
-/* Coordinate of a pixel: along y, along x, or 1. */
-static int64_t coordinate(const nat_pass *pass, size_t pixel, int axis)
-{
-    size_t width = (size_t)pass->width;
-    return axis == 0 ? 1 : (int64_t)(axis == 1 ? pixel / width : pixel % width);
-}
-
 static int moment_add(nat_pass *pass, const uint8_t *mask, int axis, int64_t *whole, double *floats)
 {
     /* coordinates from the middle have half the magnitude; the rest is a multiple of the mask's own sum */
     int64_t middle = axis == 0 ? 0 : (axis == 1 ? pass->height : pass->width) / 2;
     uint64_t norm = 0;
-    for (size_t p = 0; p < pass->pixels; p++) {
-        int64_t weight = mask && !mask[p] ? 0 : coordinate(pass, p, axis);
-        norm += (uint64_t)weight;
-        floats[p] = (double)weight;
-        whole[p] = mask && !mask[p] ? 0 : weight - middle;
-    }
+    size_t p = 0;
+    for (int64_t y = 0; y < pass->height; y++)
+        for (int64_t x = 0; x < pass->width; x++, p++) {
+            int64_t counts = !mask || mask[p], weight = counts * (axis == 0 ? 1 : axis == 1 ? y : x);
+            norm += (uint64_t)weight;
+            floats[p] = (double)weight;
+            whole[p] = weight - counts * middle;
+        }
     if (!is_whole(pass))
         return float_add(pass, floats);
     if (!bounded(pass, norm, (uint64_t)1 << 63))
         return NAT_OVERFLOW;
     int error = whole_add(pass, whole, 1);
-    for (size_t p = 0; p < pass->pixels; p++)
+    for (p = 0; p < pass->pixels; p++)
         whole[p] = !mask || mask[p];
     return error || !middle ? error : whole_add(pass, whole, (uint64_t)middle);
 }
@@ -311,19 +325,20 @@ int nat_weights_begin(nat_pass *pass)
 static void pack_column(const nat_pass *pass, const struct nat_set *set, size_t column, size_t vector, uint8_t *out)
 {
     const uint8_t *dense = set->dense + column * set->cells * set->item;
-    size_t from = vector * set->vector;
-    memset(out, 0, set->unit);
-    for (size_t p = 0; p < set->vector && from + p < set->cells; p++)
-        if (set->item == sizeof(double))
-            ((double *)out)[p] = ((const double *)dense)[from + p];
-        else if (set->item == 1 && pass->ops->mask_bits)
-            out[p / 8] = (uint8_t)(out[p / 8] | (dense[from + p] ? 1 << p % 8 : 0));
-        else if (set->item == 1)
-            out[p] = dense[from + p] ? 255 : 0;
-        else if (pass->kind == NAT_U8)
-            out[p] = (uint8_t)((const int16_t *)dense)[from + p];
-        else
-            ((int16_t *)out)[p] = ((const int16_t *)dense)[from + p];
+    const size_t from = vector * set->vector, left = from < set->cells ? set->cells - from : 0;
+    const size_t n = left < set->vector ? left : set->vector; /* what follows in `out` is zero already */
+    dense += from * set->item;
+    if (set->item == sizeof(double) || (set->item != 1 && pass->kind != NAT_U8))
+        memcpy(out, dense, n * set->item);
+    else if (set->item != 1)
+        for (size_t p = 0; p < n; p++)
+            out[p] = (uint8_t)((const int16_t *)(const void *)dense)[p];
+    else if (pass->ops->mask_bits)
+        for (size_t p = 0; p < n; p++)
+            out[p / 8] = (uint8_t)(out[p / 8] | (dense[p] ? 1 << p % 8 : 0));
+    else
+        for (size_t p = 0; p < n; p++)
+            out[p] = dense[p] ? 255 : 0;
 }
 
 /* Columns in passes of about equal width; `constant` of the first pass need no memory. */
@@ -349,24 +364,41 @@ static int pack(nat_pass *pass, struct nat_set *set, size_t constant)
     return NAT_OK;
 }
 
+/* Add |weights| of a vector's cells to its lanes, and tell the largest sum of one; beyond the frame they are `padding`. */
+static uint32_t gather(const nat_pass *pass, const int16_t *dense, size_t cell, int padding, uint32_t *lane)
+{
+    const size_t per = pass->kind == NAT_U8 ? 4 : 2, n = pass->vector;
+    int16_t copy[64];
+    if (cell + n > pass->cells) {
+        for (size_t p = 0; p < n; p++)
+            copy[p] = (int16_t)(cell + p < pass->cells ? dense[cell + p] : padding);
+        dense = copy;
+        cell = 0;
+    }
+    uint32_t most = 0;
+    for (size_t l = 0; l < n / per; l++) {
+        for (size_t p = l * per; p < (l + 1) * per; p++)
+            lane[l] += (uint32_t)abs(dense[cell + p]);
+        most = lane[l] > most ? lane[l] : most;
+    }
+    return most;
+}
+
 /* Longest run of vectors whose products fit 32-bit lanes, from `vector` on; `lane` counts |weights| of each lane. */
 static size_t run(const nat_pass *pass, size_t vector, size_t most, uint32_t *lane)
 {
     const struct nat_set *set = &pass->main;
-    const size_t per = pass->kind == NAT_U8 ? 4 : 2, lanes = pass->vector / per;
+    const size_t per = pass->kind == NAT_U8 ? 4 : 2;
     const uint32_t limit = pass->kind == NAT_U8 ? INT32_MAX / 255 : INT32_MAX / BIAS;
     size_t shortest = most;
     for (size_t k = 0; k < set->count; k++) {
         const int16_t *dense = (const int16_t *)(const void *)set->dense + k * set->cells;
-        memset(lane, 0, lanes * sizeof *lane);
+        if ((uint64_t)set->largest[k] * per * shortest <= limit)
+            continue;
+        memset(lane, 0, pass->vector / per * sizeof *lane);
         for (size_t v = 0; v < shortest; v++)
-            for (size_t p = 0; p < pass->vector; p++) {
-                size_t cell = (vector + v) * pass->vector + p;
-                int weight = cell < set->cells ? dense[cell] : k ? 0 : 1;
-                lane[p / per] += (uint32_t)(weight < 0 ? -weight : weight);
-                if (lane[p / per] > limit)
-                    shortest = v;
-            }
+            if (gather(pass, dense, (vector + v) * pass->vector, k ? 0 : 1, lane) > limit)
+                shortest = v;
     }
     return shortest ? shortest : 1;
 }
@@ -418,6 +450,7 @@ void nat_set_free(struct nat_set *set)
 {
     free(set->dense);
     free(set->sums);
+    free(set->largest);
     free(set->width);
     free(set->offset);
     free(set->packed);

@@ -33,7 +33,7 @@ int64_t nat_group(const nat_pass *pass);
  * with the same index. */
 nat_part *nat_pass_part(nat_pass *pass, int index);
 
-/* Add n frames that stand `stride` bytes apart (at least aligned to a pixel); the first one is row `row` of this rank's
+/* Add n frames that stand `stride` bytes apart, at any byte; the first one is row `row` of this rank's
  * share.  0, or NAT_*.  May stop in the middle of a group: the next call with the same part goes on with it. */
 int nat_add(nat_pass *pass, nat_part *part, const void *frames, size_t stride, int64_t n, int64_t row);
 
@@ -60,10 +60,11 @@ int nat_decode(enum nat_codec codec, size_t element, const uint8_t *in, size_t n
                uint8_t *scratch);
 
 /* Sums of a record's unsigned pixels over k binary masks straight from the bit planes of NAT_BITSHUFFLE_LZ4 (the bits as
- * nat_pass_masks gives them, for one record of one frame), and the pixels with all bits set; 0, or NAT_BAD_DATA.
- * Elements are little-endian, of 1, 2 or 4 bytes, fewer than 2^32; NAT_BAD_NUMBER otherwise. */
-int nat_decode_masks(size_t element, const uint8_t *in, size_t n, size_t out_bytes, const uint8_t *const *bits, int k,
-                     uint64_t *sums, uint64_t *full, uint8_t *scratch);
+ * nat_pass_masks gives them), frame after frame, and the pixels of all of them with all bits set; 0, or NAT_BAD_DATA.
+ * Elements are little-endian, of 1, 2 or 4 bytes, fewer than 2^32, and no block lies in two frames; NAT_BAD_NUMBER
+ * otherwise. */
+int nat_decode_masks(size_t element, const uint8_t *in, size_t n, size_t out_bytes, size_t frames,
+                     const uint8_t *const *bits, int k, uint64_t *sums, uint64_t *full, uint8_t *scratch);
 
 /* ---- feed.c ----------------------------------------------------------------------------------------------------- */
 

@@ -162,7 +162,7 @@ static PyObject *sum_masks(Py_ssize_t element, const Py_buffer *data, Py_ssize_t
     if (get_room(&room, k, element, out_bytes) == 0 &&
         get_masks(fast, pixels / 8 + (pixels % 8 != 0), room.views, room.masks, &room.got) == 0) {
         PyThreadState *state = out_bytes >= WORTH_UNLOCKING ? PyEval_SaveThread() : NULL;
-        int rc = nat_decode_masks_with(with, (size_t)element, data->buf, (size_t)data->len, (size_t)out_bytes,
+        int rc = nat_decode_masks_with(with, (size_t)element, data->buf, (size_t)data->len, (size_t)out_bytes, 1,
                                        room.masks, (int)k, room.sums, &full, room.scratch);
         if (state)
             PyEval_RestoreThread(state);

@@ -373,11 +373,8 @@ static nat_pass *made(Pass *self)
 /* Frames in a buffer of whole frames, or -1 with an exception set. */
 static int64_t frames_in(const nat_pass *pass, const Py_buffer *buffer)
 {
-    size_t pixel = pass->frame_bytes / pass->pixels;
     if ((size_t)buffer->len % pass->frame_bytes)
         PyErr_Format(PyExc_ValueError, "frames: %zd bytes are no multiple of %zu", buffer->len, pass->frame_bytes);
-    else if ((uintptr_t)buffer->buf % pixel)
-        PyErr_SetString(PyExc_ValueError, "frames: pixels are not aligned");
     else
         return buffer->len / (int64_t)pass->frame_bytes;
     return -1;

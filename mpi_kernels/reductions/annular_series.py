@@ -11,6 +11,7 @@ from mpi_kernels.contract import Axis, Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Labels, Output, Reduction, Term
 from mpi_kernels.reductions import geometry
+from mpi_kernels.weights import sum_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +52,11 @@ class AnnularSeries(Reduction):
         edges = self._edges(header)
         width = float(edges[1] - edges[0])
         axis = Axis(name="radius", scale=width, offset=self.inner + width / 2, unit=self.unit)
-        kind = np.dtype(header.dtype).kind
         return {
             "images": Output(
                 over="scan",
                 shape=(self.rings,),
-                dtype={"u": "uint64", "i": "int64"}.get(kind, "float64"),
+                dtype=sum_dtype(header.dtype).name,
                 unit=header.unit,
                 long_name="sum over each ring",
                 axes=(axis,),

@@ -11,6 +11,7 @@ from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Moments, Output, Reduction, Term
 from mpi_kernels.reductions import fields, geometry
+from mpi_kernels.weights import sum_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +54,12 @@ class CentreOfMass(Reduction):
 
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """Maps over the scan."""
-        kind = np.dtype(header.dtype).kind
         found = {
             "y": Output(over="scan", unit="px", long_name="centre of mass, y"),
             "x": Output(over="scan", unit="px", long_name="centre of mass, x"),
             "total": Output(
                 over="scan",
-                dtype={"u": "uint64", "i": "int64"}.get(kind, "float64"),
+                dtype=sum_dtype(header.dtype).name,
                 unit=header.unit,
                 long_name="sum of the frame",
             ),
@@ -98,11 +98,11 @@ def measured(
     total = np.ascontiguousarray(moments[..., 0])
     counted = np.isfinite(total) & (total != 0)
     y, x = (_divided(moments[..., i], total, counted) for i in (1, 2))
-    planes = [fields.plane(v) for v in (y, x)]
+    slopes = [fields.slopes(v) for v in (y, x)]
     scalars: dict[str, Scalar] = {"frames_without_counts": int(counted.size - np.count_nonzero(counted))}
-    scalars |= described({"y": y, "x": x}, [slopes for _, slopes in planes])
+    scalars |= described({"y": y, "x": x}, slopes)
     if remove_descan:
-        y, x = y - planes[0][0], x - planes[1][0]
+        y, x = (v - fields.plane(v, along) for v, along in zip((y, x), slopes, strict=True))
     return y, x, total, scalars
 
 
@@ -110,8 +110,8 @@ def described(components: Mapping[str, np.ndarray], slopes: list[list[float]]) -
     """Scalars of a field: the mean of each component, and its slope along each axis of the scan."""
     scalars: dict[str, Scalar] = {}
     for (name, values), steps in zip(components.items(), slopes, strict=True):
-        good = np.isfinite(values)
-        scalars[f"mean_{name}"] = float(values[good].mean()) if good.any() else None
+        mean = fields.mean(values, np.isfinite(values))
+        scalars[f"mean_{name}"] = None if np.isnan(mean) else mean
         along = ("scan_y", "scan_x") if values.ndim == 2 else ("frame",)
         scalars |= {f"descan_{name}_per_{a}": s for a, s in zip(along, steps, strict=True)}
     return scalars
@@ -119,5 +119,5 @@ def described(components: Mapping[str, np.ndarray], slopes: list[list[float]]) -
 
 def _divided(moment: np.ndarray, total: np.ndarray, counted: np.ndarray) -> np.ndarray:
     found = np.full(total.shape, np.nan)
-    np.divide(moment, total, out=found, where=counted)
+    np.divide(moment, total, out=found, where=True if counted.all() else counted)
     return found

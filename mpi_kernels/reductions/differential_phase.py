@@ -15,6 +15,7 @@ from mpi_kernels.protocols import Labels, Output, Reduction, Term
 from mpi_kernels.reductions import calibration, fields, geometry
 from mpi_kernels.reductions.centre_of_mass import described
 from mpi_kernels.reductions.integrated_centre_of_mass import check_rotation, integrated
+from mpi_kernels.weights import sum_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,6 @@ class DifferentialPhase(Reduction):
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """Maps over the scan."""
         scales = self._scales(header)
-        kind = np.dtype(header.dtype).kind
         return {
             "phase": Output(over="scan", unit=scales.phase_unit, long_name="integrated differential phase contrast"),
             "y": Output(over="scan", unit=scales.vector_unit, long_name="differential phase contrast along y"),
@@ -86,7 +86,7 @@ class DifferentialPhase(Reduction):
             "curl": Output(over="scan", unit=scales.derivative_unit, long_name="curl of the signal"),
             "total": Output(
                 over="scan",
-                dtype={"u": "uint64", "i": "int64"}.get(kind, "float64"),
+                dtype=sum_dtype(header.dtype).name,
                 unit=header.unit,
                 long_name="sum over all segments",
             ),
@@ -105,10 +105,10 @@ class DifferentialPhase(Reduction):
         counted = np.isfinite(total) & (total != 0)
         directions = np.radians(self.turn + 360.0 * np.arange(self.segments) / self.segments)
         signals = [_signal(images, np.round(w, 15), total, counted) for w in (np.sin(directions), np.cos(directions))]
-        planes = [fields.plane(s) for s in signals]
-        scalars = described({"y": signals[0], "x": signals[1]}, [slopes for _, slopes in planes])
+        slopes = [fields.slopes(s) for s in signals]
+        scalars = described({"y": signals[0], "x": signals[1]}, slopes)
         if self.remove_descan:
-            signals = [s - p for s, (p, _) in zip(signals, planes, strict=True)]
+            signals = [s - fields.plane(s, along) for s, along in zip(signals, slopes, strict=True)]
         scales = self._scales(header)
         field = (signals[0] * scales.vector[0], signals[1] * scales.vector[1])
         found, turned = integrated(field, scales.steps, self.rotation)

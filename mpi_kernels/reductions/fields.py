@@ -5,6 +5,7 @@ A vector ``(y, x)`` points along increasing indices.  Angles run from +x towards
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,31 +17,45 @@ Steps = tuple[float, float]
 """Length of a scan step along y and along x."""
 
 
-def plane(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Fitted slopes times position (mean 0 over the finite positions), and the slopes per step of each axis."""
+def mean(values: np.ndarray, good: np.ndarray) -> float:
+    """Mean where ``good``, without a copy where that is everywhere; NaN where it is nowhere."""
+    if good.all():
+        return float(values.mean())
+    return float(values[good].mean()) if good.any() else float("nan")
+
+
+def slopes(values: np.ndarray) -> list[float]:
+    """Slope per step along each axis of the plane that is fitted to the finite positions."""
     good = np.isfinite(values)
     if not good.any():
-        return np.zeros(values.shape), [0.0] * values.ndim
+        return [0.0] * values.ndim
     if good.all():
-        return _plane_of_all(values)
-    positions = np.indices(values.shape, np.float64)
-    positions -= positions[:, good].mean(axis=1).reshape(-1, *[1] * values.ndim)
-    design = positions[:, good].T
+        return [_slope_of_all(values, axis) for axis in range(values.ndim)]
+    design = np.stack(np.nonzero(good), axis=1).astype(np.float64)
+    design -= design.mean(axis=0)
     # an axis of one step has no slope: lstsq's smallest solution gives 0 there
-    slopes = np.linalg.lstsq(design, values[good] - values[good].mean(), rcond=None)[0]
-    return np.tensordot(slopes, positions, axes=1), [float(s) for s in slopes]
+    return [float(s) for s in np.linalg.lstsq(design, values[good] - values[good].mean(), rcond=None)[0]]
 
 
-def _plane_of_all(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """The same where every position counts: the axes are then orthogonal, and each slope stands alone."""
-    fitted, slopes = np.zeros(values.shape), []
-    for axis, n in enumerate(values.shape):
-        along = np.arange(n) - (n - 1) / 2
-        others = tuple(a for a in range(values.ndim) if a != axis)
-        slope = float(along @ values.mean(axis=others) / (along @ along)) if n > 1 else 0.0
-        fitted += (slope * along).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
-        slopes.append(slope)
-    return fitted, slopes
+def plane(values: np.ndarray, along: Sequence[float] | None = None) -> np.ndarray:
+    """Slopes (those that are fitted, unless given) times position: 0 in the middle of the finite positions."""
+    good, fitted = np.isfinite(values), np.zeros(values.shape)
+    if not good.any():
+        return fitted
+    middle = [(n - 1) / 2 for n in values.shape] if good.all() else [float(at.mean()) for at in np.nonzero(good)]
+    for axis, (slope, centre) in enumerate(zip(along or slopes(values), middle, strict=True)):
+        steps = slope * (np.arange(values.shape[axis]) - centre)
+        fitted += steps.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    return fitted
+
+
+def _slope_of_all(values: np.ndarray, axis: int) -> float:
+    """Where every position counts the axes are orthogonal, and each slope stands alone."""
+    n = values.shape[axis]
+    if n < 2:
+        return 0.0
+    along, others = np.arange(n) - (n - 1) / 2, tuple(a for a in range(values.ndim) if a != axis)
+    return float(along @ values.mean(axis=others) / (along @ along))
 
 
 def rotated(field: Field, degrees: float) -> Field:
@@ -89,12 +104,16 @@ def phase(y: np.ndarray, x: np.ndarray, steps: Steps = (1.0, 1.0)) -> np.ndarray
     good = np.isfinite(y) & np.isfinite(x)
     if not good.any():
         return np.full(y.shape, np.nan)
-    parts = [np.fft.rfft2(np.where(good, v - v[good].mean(), 0.0)) for v in (y, x)]
+    whole = good.all()
+    parts = [np.fft.rfft2(v - mean(v, good) if whole else np.where(good, v - mean(v, good), 0.0)) for v in (y, x)]
     ky, kx = np.fft.fftfreq(y.shape[0], steps[0])[:, None], np.fft.rfftfreq(y.shape[1], steps[1])[None, :]
     k2 = ky * ky + kx * kx
     k2[0, 0] = 1.0  # the mean: its numerator is 0
-    integral = (ky * parts[0] + kx * parts[1]) / (2j * np.pi * k2)
-    return np.fft.irfft2(integral, y.shape)
+    parts[0] *= ky
+    parts[1] *= kx
+    parts[0] += parts[1]
+    parts[0] *= -0.5j / np.pi / k2
+    return np.fft.irfft2(parts[0], y.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +147,7 @@ def rotation(field: Field, steps: Steps = (1.0, 1.0)) -> Turn:
     ``p = atan2(C, (A - B)/2)``; the smallest is at ``t = (p + pi)/2``.
     Source of the criterion: Savitzky et al. 2021, doi:10.1017/S1431927621000477; the closed form follows from it.
     """
-    y, x = (v - plane(v)[0] for v in field)
+    y, x = (v - plane(v) for v in field)
     (y_y, y_x), (x_y, x_x) = (_between(v, steps) for v in (y, x))
     divergence, curl = y_y + x_x, y_x - x_y
     good = np.isfinite(divergence) & np.isfinite(curl)

@@ -12,6 +12,7 @@ from mpi_kernels.contract import Header, Kind, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Block, Output, Reduction, Sum, Term
 from mpi_kernels.reductions import mask_file
+from mpi_kernels.weights import sum_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,7 @@ class Pacbed(Reduction):
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """Two patterns of the frame's shape."""
         self._positions(header)  # a wrong region is told before any frame is read
-        kind = np.dtype(header.dtype).kind
-        whole = {"u": "uint64", "i": "int64"}.get(kind, "float64")
+        whole = sum_dtype(header.dtype).name
         shape, unit = header.det_shape, header.unit
         return {
             "mean": Output(over="frame", shape=shape, unit=unit, long_name="position-averaged pattern"),

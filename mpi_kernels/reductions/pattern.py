@@ -9,6 +9,7 @@ import numpy as np
 
 from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.protocols import Max, Output, Reduction, Sum, SumSq, Term
+from mpi_kernels.weights import sum_dtype
 
 SLAB = 1 << 16
 """Pixels whose variance is worked out at a time in Python's integers."""
@@ -39,8 +40,7 @@ class Pattern(Reduction):
 
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """Arrays of the frame's shape."""
-        kind = np.dtype(header.dtype).kind
-        whole = {"u": "uint64", "i": "int64"}.get(kind, "float64")
+        whole = sum_dtype(header.dtype).name
 
         def frame(dtype: str, unit: str, long_name: str) -> Output:
             return Output(over="frame", shape=header.det_shape, dtype=dtype, unit=unit, long_name=long_name)

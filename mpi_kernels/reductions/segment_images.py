@@ -11,6 +11,7 @@ from mpi_kernels.contract import Axis, Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Labels, Output, Reduction, Sum, Term
 from mpi_kernels.reductions import calibration, geometry
+from mpi_kernels.weights import sum_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +58,12 @@ class SegmentImages(Reduction):
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """Images over the scan, and where each of them looks from."""
         count = int(self._labels(header).max()) + 1
-        kind = np.dtype(header.dtype).kind
         segment, unit = Axis(name="segment", unit=""), angle_unit(header)
         return {
             "images": Output(
                 over="scan",
                 shape=(count,),
-                dtype={"u": "uint64", "i": "int64"}.get(kind, "float64"),
+                dtype=sum_dtype(header.dtype).name,
                 unit=header.unit,
                 long_name="sum over each segment",
                 axes=(segment,),

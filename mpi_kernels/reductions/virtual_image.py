@@ -12,6 +12,7 @@ from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.errors import RecipeError
 from mpi_kernels.protocols import Masks, Output, Reduction, Term
 from mpi_kernels.reductions import geometry, mask_file
+from mpi_kernels.weights import sum_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +65,9 @@ class VirtualImage(Reduction):
 
     def outputs(self, header: Header) -> Mapping[str, Output]:
         """One value per frame, in the data's 64-bit integers where data and weights are integers."""
-        dtype = np.dtype(header.dtype)
         weights = self._weights(header)
-        kind = "float64"
-        if dtype.kind in "iu" and weights.dtype.kind in "biu":
-            kind = "int64" if "i" in (dtype.kind, weights.dtype.kind) else "uint64"
-        return {"image": Output(over="scan", dtype=kind, unit=header.unit, long_name=f"sum over {self.shape}")}
+        whole = sum_dtype(header.dtype, weights.dtype).name
+        return {"image": Output(over="scan", dtype=whole, unit=header.unit, long_name=f"sum over {self.shape}")}
 
     def terms(self, header: Header) -> Mapping[str, Term]:
         """The region as weights."""

@@ -132,6 +132,8 @@ def read(known: Format, path: Path | str, bounds: list[int] | None = None) -> tu
             source.frames(a, b, out[a:b])
         source.complete()
         assert source.align >= 1
+        layout = getattr(source, "layout", None)  # shares that cut no chunk cut no record either, if there are two
+        assert layout is None or source.align % layout.record_frames == 0 or source.align >= header.frames
     finally:
         source.close()
         source.close()

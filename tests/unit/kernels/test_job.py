@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from mpi_kernels import failure, job, jsonfile, preview
-from mpi_kernels.backing import Backing
 from mpi_kernels.contract import ErrorRecord, JobSpec, Recipe, ReductionSpec, ResultManifest, SourceSpec
 from mpi_kernels.errors import FormatError, KernelError, MissingData, RecipeError
 from mpi_kernels.events import read_events
@@ -144,31 +143,6 @@ def test_publish_once_keeps_the_first(tmp_path: Path) -> None:
     assert not failure.publish_once(tmp_path / "x", b"2")
     assert not failure.create(tmp_path / "x", b"3")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"1"]
-
-
-def test_an_error_while_hdf5_writes_waits_until_it_is_done(tmp_path: Path) -> None:
-    data = np.random.default_rng(0).random(200_000)
-    backing = Backing(tmp_path / "a.h5")
-    limit = 300_000  # a file that can't grow beyond this, without a mount
-
-    class Small:
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
-
-        def write(self, view: memoryview) -> int:
-            if self._file.tell() + len(view) > limit:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self._file.write(view)
-
-    backing._file = Small(backing._file)  # type: ignore[assignment]
-    with h5py.File(backing, "w") as file:
-        file["a"], file["b"] = data, data
-    with pytest.raises(OSError, match="No space left"):
-        backing.check()
-    backing.close()
 
 
 def test_preview_is_a_png_of_every_map() -> None:

@@ -207,7 +207,7 @@ static void check_masks(const struct record *m, const uint8_t *known, int where,
             mask[i].at[j] = (uint8_t)draw(256);
     }
     const size_t room = nat_scratch_bytes(NAT_BITSHUFFLE_LZ4, m->element, m->out_bytes);
-    const int rc = nat_decode_masks_with(any_set(), m->element, in.at, m->n, m->out_bytes, masks, k, sums, &full,
+    const int rc = nat_decode_masks_with(any_set(), m->element, in.at, m->n, m->out_bytes, 1, masks, k, sums, &full,
                                          get(&scratch, room, where, 1));
     if ((rc == 0) != (known != NULL))
         fail("sums and pixels do not agree that the record is good", mutant);

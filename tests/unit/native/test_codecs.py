@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,6 @@ from hypothesis import strategies as st
 
 _native = pytest.importorskip("mpi_kernels._native", reason="the extension is not built: pip install -e . (needs cc)")
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-SOURCES = REPOSITORY / "mpi_kernels" / "native"
 CODECS = {"bitshuffle-lz4": 1, "lz4": 2, "bitshuffle": 3}  # and their numbers in native.h
 SETS: list[str] = _native.codec_instruction_sets()
 DTYPES = ("u1", "u2", "u4", "u8")
@@ -342,26 +340,10 @@ def seeds() -> bytes:
     return made
 
 
-def build_fuzzer(folder: Path) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler: apt-get install gcc")
-    flags = ["-std=gnu11", "-O3", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{SOURCES}"]
-    trial = folder / "trial.c"
-    trial.write_text("int main(void) { return 0; }\n")
-    for command in ([compiler, *flags, trial, "-o", folder / "trial"], [folder / "trial"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"cc has no sanitizers here (libasan, libubsan): {done.stderr.strip()[:200]}")
-    sources = [Path(__file__).with_name("fuzz_codecs.c"), *sorted(SOURCES.glob("codecs*.c"))]
-    subprocess.run([compiler, *flags, "-Wall", "-Wextra", "-Werror", *sources, "-o", folder / "fuzz"], check=True)
-    return folder / "fuzz"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_no_mutant_touches_memory_that_is_not_its_own(tmp_path: Path) -> None:
-    fuzz = build_fuzzer(tmp_path)
+def test_no_mutant_touches_memory_of_others(sanitized: Callable[[str, str, str], Path], tmp_path: Path) -> None:
+    fuzz = sanitized("fuzz_codecs.c", "codecs*.c", "-O3")
     (tmp_path / "seeds").write_bytes(seeds())
     environment: dict[str, Any] = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=0"}
     done = subprocess.run(

@@ -311,18 +311,27 @@ def test_frames_of_every_form_are_reduced(
     assert sums.it.quality()["saturated"] == saturated
 
 
+@pytest.mark.parametrize(
+    ("per", "det"),
+    [(1, (16, 24)), (5, (64, 64)), (6, (64, 128)), (5, (64, 72)), (7, (16, 24)), (3, (9, 7))],
+    ids=["one frame", "one block of a frame", "blocks", "a short block", "frames of a block", "pixels of a byte"],
+)
 @pytest.mark.parametrize("dead", [False, True])
 @pytest.mark.parametrize("flagged", [False, True])
 @pytest.mark.parametrize("dtype", ["|u1", "<u2", "<u4", ">u2"])
-def test_masks_on_the_bit_planes(tmp_path: Path, dtype: str, flagged: bool, dead: bool) -> None:
-    frames = counts(200, (16, 24), dtype)
+def test_masks_on_the_bit_planes(
+    tmp_path: Path, dtype: str, flagged: bool, dead: bool, per: int, det: tuple[int, int]
+) -> None:
+    frames = counts(200, det, dtype)
     if dead:
         frames[20:, 3:9, 5] = np.iinfo(dtype).max  # the first frames have none, so that both ways are taken
     flag = int(np.iinfo(dtype).max) if flagged else None
-    feed = Feed(header(frames), write(tmp_path, frames, Form(codec="bitshuffle-lz4", flag=flag)), threads=2)
+    form = Form(codec="bitshuffle-lz4", flag=flag, record_frames=per)
+    feed = Feed(header(frames), write(tmp_path, frames, form), threads=2)
     sums = Sums(frames, 200, masks_only=True)
     assert sums.it.masks_only
-    feed.add(sums.it, 0, 200, 0)
+    for start, stop in ((0, 101), (101, 200)):  # a bound within a record
+        feed.add(sums.it, start, stop, start)
     feed.close()
     sums.check(np.where(frames == flag, 0, frames).astype(dtype) if flagged else frames)
     assert sums.it.quality()["saturated"] == (180 * 6 if dead and not flagged else 0)

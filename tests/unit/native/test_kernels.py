@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -46,15 +49,24 @@ def some_weights(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
 WEIGHTS = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint64", "float64", "whole float64")
 
 
+def at_byte(x: np.ndarray, offset: int) -> np.ndarray:
+    """The same array elsewhere in memory, its pixels at any byte, as the chunks of a file may have them."""
+    room = np.empty(x.nbytes + 64, np.uint8)
+    start = (offset - room.ctypes.data) % 64
+    moved = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    moved[...] = x
+    return moved
+
+
 def run(native: ModuleType, terms: Any, kernel: str, threads: int, rng: np.random.Generator) -> dict[str, int]:
-    """Add all frames in calls of random length, with a flush now and then."""
+    """Add all frames in calls of random length, from any byte of memory, with a flush now and then."""
     dtype = str(terms.x.dtype)
     fused = native.Pass(dtype, terms.shape, len(terms.x), kernel=kernel, **terms.arguments())
     assert fused.kernel == kernel
     row = 0
     while row < len(terms.x):
         n = int(rng.integers(1, len(terms.x) + 1))
-        fused.add(terms.x[row : row + n], row, threads)
+        fused.add(at_byte(terms.x[row : row + n], int(rng.integers(0, 64))), row, threads)
         row += n
         if rng.random() < 0.2:
             fused.flush()
@@ -199,3 +211,12 @@ def test_groups_depend_on_the_frame_alone(native: ModuleType) -> None:
     groups += [{native.Pass("uint16", (128, 64), rows).group for rows in (0, 1, 10**6)}]
     assert groups[0] == groups[1]
     assert len(groups[0]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_pixels_at_any_byte_under_the_sanitizers(sanitized: Callable[[str, str, str], Path]) -> None:
+    program = sanitized("any_byte.c", "kernels*.c", "-O1")  # more takes minutes to compile
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    assert int(done.stdout) >= 5 * 64
