@@ -76,7 +76,8 @@ class Library:
             self._ids.setdefault(name, set()).add(int(reply["answer"]))
             return str(reply["answer"])
         if "wrong" in reply:
-            raise SubmitError(f"pyslurm refuses the job: {printable(reply['wrong'])}", next_step=f"Or {USE_COMMANDS}")
+            step = f"Look at flags of [slurm], or {USE_COMMANDS}"
+            raise SubmitError(f"pyslurm refuses the job: {printable(reply['wrong'])}", next_step=step)
         said = f"{printable(reply['text'])} (error {reply['errno']})"
         if setting := slurm_commands.refused(said):
             raise SubmitError(f"Slurm refuses the job: {said}", next_step=f"Look at {setting}")

@@ -188,7 +188,7 @@ def test_two_nodes_and_every_rank_on_them(
     scheduler = make_scheduler()
     sent = scheduler.submit(name, folder, Resources(ranks=8, time_limit_s=300))  # a node has 4 cores
     said = jobs.until_ended(scheduler, name, sent, 60.0)
-    assert (said.cause, said.nodes) == (EndCause.COMPLETED, 2), (folder / "job.out").read_text()
+    assert (said.cause, said.nodes, said.node) == (EndCause.COMPLETED, 2, "n1"), (folder / "job.out").read_text()
     assert jsonfile.read(ResultManifest, folder / RESULT_FILE).ranks == 8
 
 
@@ -202,6 +202,7 @@ def test_two_nodes_and_every_rank_on_them(
         ('memory = "900 GiB"', "memory"),
         ("gpus_per_rank = 1", "gpus_per_rank of [slurm]"),
         ('flags = ["--licenses=none"]', "flags of [slurm]"),
+        ('flags = ["--begin=soonish"]', "flags of [slurm]"),
         ('flags = ["--hint=nomultithread"]', "--hint"),
     ],
 )
