@@ -20,7 +20,7 @@ from typing import Any
 from emflow.errors import SubmitError, Unavailable, printable
 from emflow.schedulers import slurm_commands
 from emflow.schedulers.pyslurm_fields import directives, fields, variables
-from emflow.schedulers.slurm_commands import Row
+from emflow.schedulers.slurm_rows import Row
 
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from emflow.schedulers.pyslurm_child import main; main()"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from emflow.schedulers.slurm_commands import Row
+from emflow.schedulers.slurm_rows import Row
 
 
 class Transport(Protocol):
