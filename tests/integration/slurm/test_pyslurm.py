@@ -248,6 +248,24 @@ def test_more_jobs_than_are_asked_for_one_by_one(
     assert scheduler.poll(few) == {name: said[name] for name in few}
 
 
+def test_twin_of_an_ended_job_is_seen(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
+    scripts = [tmp_path / "ends.sh", tmp_path / "stays.sh"]
+    scripts[0].write_text("#!/bin/bash\n")
+    scripts[1].write_text("#!/bin/bash\nsleep 120\n")
+    given = {"PATH": os.environ["PATH"], **shared.environment}
+    name, folder = jobs.plan(tmp_path)
+    flags = [f"--job-name={name}", f"--output={folder}/job.out"]
+    library = Library()
+    first = library.submit(flags, scripts[0], folder, given)
+    twin = slurm_commands.submit(flags, scripts[1], folder, given)  # as a service does that was killed since
+    jobs.eventually(
+        lambda: {(r.id, r.state) for r in library.listed([name])} == {(first, "COMPLETED"), (twin, "RUNNING")}
+    )
+    library.cancel([twin])
+    jobs.eventually(lambda: "RUNNING" not in {row.state for row in library.listed([name])})
+    library.close()
+
+
 def test_job_that_ignores_everything_but_kill_is_ended(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
     script = tmp_path / "s.sh"
     script.write_text('#!/bin/bash\ntrap "" TERM CONT\ntouch "$1/there"\nwhile :; do sleep 1; done\n')
