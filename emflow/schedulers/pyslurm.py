@@ -20,7 +20,7 @@ from emflow.config import Config
 from emflow.errors import EmflowError, SubmitError, Unavailable
 from emflow.records import JobStatus, Resources
 from emflow.schedulers.protocol import Finding, Rehearsal
-from emflow.schedulers.pyslurm_fields import directives, fields
+from emflow.schedulers.pyslurm_fields import DEFAULTS, directives, fields
 from emflow.schedulers.pyslurm_library import USE_COMMANDS, Library
 from emflow.schedulers.slurm import SlurmScheduler
 
@@ -73,14 +73,14 @@ class PySlurmScheduler:
         flags = by_sbatch.command[1 : by_sbatch.command.index("--")]
         script, folder = by_sbatch.command[-2:]
         try:
-            asked = fields((*directives(Path(script)), *flags)) | {"script": script, "script_args": [folder]}
+            asked = fields((*directives(Path(script)), *flags))
         except SubmitError as error:
             return replace(by_sbatch, said=str(error), ok=False)
-        command = ("pyslurm.JobSubmitDescription", *(f"{key}={value!r}" for key, value in asked.items()))
+        said = [f"{key}={value}" for key, value in asked.items() if DEFAULTS.get(key) != value]
+        command = ("pyslurm.JobSubmitDescription", *said, script, folder)
         if shutil.which("sbatch") is None:
             return replace(by_sbatch, command=command, said=f"{NO_DRY_RUN}, and there is no sbatch here", ok=True)
-        said = f"{NO_DRY_RUN}; sbatch --test-only says: {by_sbatch.said or 'nothing'}"
-        return replace(by_sbatch, command=command, said=said)
+        return replace(by_sbatch, command=command, said=f"{NO_DRY_RUN}; sbatch --test-only says: {by_sbatch.said}")
 
     def check(self) -> list[Finding]:
         """Whether pyslurm belongs to the cluster's Slurm, and has a field for all that is asked; then as ``slurm``."""

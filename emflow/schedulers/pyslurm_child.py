@@ -98,7 +98,7 @@ def _name(job: Any) -> str:
 
 def _row(job: Any) -> list[Any]:
     nodes = job.num_nodes or 0
-    return [str(job.id), job.name, job.state, nodes, job.run_time or 0, job.allocated_nodes or "", job.state_reason]
+    return [str(job.id), job.name, job.state, nodes, job.run_time or 0, job.batch_host or "", job.state_reason]
 
 
 def _cancel(request: Mapping[str, Any]) -> None:

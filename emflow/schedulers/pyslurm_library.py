@@ -21,6 +21,7 @@ from emflow.errors import SubmitError, Unavailable, printable
 from emflow.schedulers import slurm_commands
 from emflow.schedulers.pyslurm_fields import directives, fields, variables
 from emflow.schedulers.slurm_rows import Row
+from emflow.schedulers.slurm_states import judge
 
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from emflow.schedulers.pyslurm_child import main; main()"
@@ -46,7 +47,6 @@ class Library:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._ids: dict[str, set[int]] = {}
-        self._doubtful: set[str] = set()
 
     def versions(self) -> str:
         """Which pyslurm and which Slurm work together.
@@ -66,21 +66,16 @@ class Library:
         """Send a job once, and return its id; raises as `slurm_commands.submit` does."""
         asked = fields((*directives(script), *flags))
         asked |= {"script": str(script), "script_args": [str(folder)]}
-        name = str(asked.get("name"))
-        try:
-            reply = self._ask({"do": "submit", "fields": asked, "environment": {**variables(asked), **env}})
-        except Unavailable:
-            self._doubtful.add(name)
-            raise
+        reply = self._ask({"do": "submit", "fields": asked, "environment": {**variables(asked), **env}})
         if "answer" in reply:
-            self._ids.setdefault(name, set()).add(int(reply["answer"]))
+            self._ids.setdefault(str(asked.get("name")), set()).add(int(reply["answer"]))
             return str(reply["answer"])
         if "wrong" in reply:
-            raise SubmitError(f"pyslurm refuses the job: {printable(reply['wrong'])}", next_step=f"Or {USE_COMMANDS}")
+            step = f"Look at flags of [slurm], or {USE_COMMANDS}"
+            raise SubmitError(f"pyslurm refuses the job: {printable(reply['wrong'])}", next_step=step)
         said = f"{printable(reply['text'])} (error {reply['errno']})"
         if setting := slurm_commands.refused(said):
             raise SubmitError(f"Slurm refuses the job: {said}", next_step=f"Look at {setting}")
-        self._doubtful.add(name)
         step = "Slurm is asked for the job's name before it is sent again"
         raise SubmitError(f"pyslurm could not send the job: {said}", transient=True, next_step=step)
 
@@ -88,13 +83,16 @@ class Library:
         """Our jobs with these names that Slurm's controller remembers, ended ones too."""
         wanted = set(names)
         ids = {one for name in wanted for one in self._ids.get(name, ())}
-        # after a doubt there may be a job whose id nobody was told
-        if len(ids) > ONE_BY_ONE or not wanted <= self._ids.keys() - self._doubtful:
-            rows = self._rows({"do": "jobs", "names": sorted(wanted)})
-            for row in rows:
-                self._ids.setdefault(row.name, set()).add(int(row.id))
-            return rows
-        return [row for row in self._rows({"do": "jobs", "ids": sorted(ids)}) if row.name in wanted]
+        if len(ids) <= ONE_BY_ONE and wanted <= self._ids.keys():
+            rows = self._rows({"do": "jobs", "ids": sorted(ids)})
+            # beside one that has ended there may be another of its name, sent by a service that nobody heard of again
+            if len(rows) == len(ids) and not any(judge(row.state).ended for row in rows):
+                return rows
+        rows = self._rows({"do": "jobs", "names": sorted(wanted)})
+        self._ids = {}
+        for row in rows:
+            self._ids.setdefault(row.name, set()).add(int(row.id))
+        return rows
 
     def named(self, ids: Sequence[str]) -> list[Row]:
         """Our jobs with these ids, as far as the controller remembers."""

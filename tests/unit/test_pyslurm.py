@@ -61,6 +61,7 @@ class Jobs(dict):
 
 
 def test_request_becomes_fields() -> None:
+    assert fields(["--ntasks=8"]) == {"ntasks": 8, **DEFAULTS}
     said = fields(("--job-name=a", "--ntasks=8", "--nodes=2", "--mem=2G", "--time=0-01:00:00", "--no-requeue"))
     assert said == {
         "name": "a",
@@ -169,7 +170,9 @@ def test_rehearsal_shows_the_fields(tmp_path: Path) -> None:
     scheduler = configured(tmp_path, '[slurm]\nflags = ["--licenses=matlab:2"]\n')
     tried = scheduler.rehearse(Resources(ranks=3, time_limit_s=60))
     assert tried.command[0] == "pyslurm.JobSubmitDescription"
-    assert {"ntasks=3", "licenses='matlab:2'", "is_requeueable=False"} <= set(tried.command)
+    assert {"ntasks=3", "licenses=matlab:2", "is_requeueable=False"} <= set(tried.command)
+    assert not [part for part in tried.command if "4294967294" in part], "what is not asked for is not shown"
+    assert tried.command[-2] == str(shipped("reduce.sbatch"))
     assert "pyslurm has no dry run" in tried.said
     assert tried.script.startswith("#!/bin/bash")
 

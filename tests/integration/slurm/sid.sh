@@ -11,6 +11,7 @@
 # says; with that and the version changed, pyslurm is what it would be for Debian's Slurm.  sid moves on: one day this no
 # longer builds, and says so.
 set -euo pipefail
+umask 022
 
 RECIPE=1
 PYSLURM=25.11.2
@@ -74,14 +75,18 @@ run_inside() {
     local root=$1
     shift
     mount -t proc proc "$root/proc"
+    mount -t sysfs -o ro sysfs "$root/sys"
     mount --bind /dev "$root/dev"
     mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
     mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
     mount -t tmpfs tmpfs "$root/emflow"
     tar -C "$REPOSITORY" --exclude=./.git --exclude=./.venv --exclude=./build --exclude='*.so' --exclude='*.egg-info' \
         --exclude=__pycache__ -cf - . | tar -C "$root/emflow" -xf -
+    exec 9<"$root/recipe"
+    flock 9  # runs beside this one install into the same environment
     # without the compiled kernels: they are not what is tested here
     inside "$root" env CC=false pip install -q --no-build-isolation -e /emflow >&2
+    exec 9<&-
     # not exec: process 1 of the namespace is the one that takes leave of orphans
     inside "$root" env -C /emflow "$@"
 }
@@ -98,6 +103,7 @@ case $1 in
         make_chroot "$2" 9>&-
         ;;
     run)
+        [[ -f $2/recipe ]] || refuse "there is no chroot in $2: sid.sh make $2"
         exec unshare --mount --pid --fork --kill-child=KILL -- "$BASH" "${BASH_SOURCE[0]}" inside "${@:2}"
         ;;
     inside) run_inside "${@:2}" ;;

@@ -188,7 +188,7 @@ def test_two_nodes_and_every_rank_on_them(
     scheduler = make_scheduler()
     sent = scheduler.submit(name, folder, Resources(ranks=8, time_limit_s=300))  # a node has 4 cores
     said = jobs.until_ended(scheduler, name, sent, 60.0)
-    assert (said.cause, said.nodes) == (EndCause.COMPLETED, 2), (folder / "job.out").read_text()
+    assert (said.cause, said.nodes, said.node) == (EndCause.COMPLETED, 2, "n1"), (folder / "job.out").read_text()
     assert jsonfile.read(ResultManifest, folder / RESULT_FILE).ranks == 8
 
 
@@ -202,6 +202,7 @@ def test_two_nodes_and_every_rank_on_them(
         ('memory = "900 GiB"', "memory"),
         ("gpus_per_rank = 1", "gpus_per_rank of [slurm]"),
         ('flags = ["--licenses=none"]', "flags of [slurm]"),
+        ('flags = ["--begin=soonish"]', "flags of [slurm]"),
         ('flags = ["--hint=nomultithread"]', "--hint"),
     ],
 )
@@ -245,6 +246,24 @@ def test_more_jobs_than_are_asked_for_one_by_one(
     assert {s.cause for s in said.values()} == {EndCause.FAILED}
     few = dict(list(names.items())[:2])
     assert scheduler.poll(few) == {name: said[name] for name in few}
+
+
+def test_twin_of_an_ended_job_is_seen(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
+    scripts = [tmp_path / "ends.sh", tmp_path / "stays.sh"]
+    scripts[0].write_text("#!/bin/bash\n")
+    scripts[1].write_text("#!/bin/bash\nsleep 120\n")
+    given = {"PATH": os.environ["PATH"], **shared.environment}
+    name, folder = jobs.plan(tmp_path)
+    flags = [f"--job-name={name}", f"--output={folder}/job.out"]
+    library = Library()
+    first = library.submit(flags, scripts[0], folder, given)
+    twin = slurm_commands.submit(flags, scripts[1], folder, given)  # as a service does that was killed since
+    jobs.eventually(
+        lambda: {(r.id, r.state) for r in library.listed([name])} == {(first, "COMPLETED"), (twin, "RUNNING")}
+    )
+    library.cancel([twin])
+    jobs.eventually(lambda: "RUNNING" not in {row.state for row in library.listed([name])})
+    library.close()
 
 
 def test_job_that_ignores_everything_but_kill_is_ended(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
