@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from emflow.errors import Unavailable
-from emflow.records import Acquisition, Job, JobState, JobStatus, SchedulerPhase
-from emflow.runs import LOST, NO_SPACE, STOPPED, failure_reason
+from emflow.records import Acquisition, AcquisitionState, Job, JobState, JobStatus, SchedulerPhase
+from emflow.runs import LIVE, LOST, NO_SPACE, STOPPED, failure_reason
 from emflow.steps import economy
 from emflow.steps.alive import silent_s
 from emflow.steps.context import DISK_RUNS, RETRY_S, Context, log
@@ -57,16 +57,18 @@ def _ended(context: Context, job: Job) -> bool:
         error = context.runs.read_error(folder)  # first: a job never fails after its commit
         result = context.runs.read_result(folder)
     except FormatError as torn:
-        _failed(context, job, f"final: {torn}")
+        fail(context, job, f"final: {torn}")
         return True
+    if result is not None and acquisition.state in (AcquisitionState.GROWING, AcquisitionState.READY):
+        return False  # of a live job: what it is of is known when the digest is
     if result is not None and (wrong := _wrong(context, acquisition, folder, result)):
-        _failed(context, job, wrong, ended_ns=result.wall_ns)
+        fail(context, job, wrong, ended_ns=result.wall_ns)
         return True
     if result is not None:
         _reduced(context, job, folder, result)
         return True  # the next turn publishes it
     if error is not None and (reason := said_by_the_job(context, folder, error)):
-        _failed(context, job, reason, ended_ns=error.wall_ns)
+        fail(context, job, reason, ended_ns=error.wall_ns)
         return True
     if error is not None:  # stopped: by whom, and whether anything of it is left, its scheduler has to say
         context.leaving.setdefault(job.name, context.clock())
@@ -168,20 +170,23 @@ def _without_result(context: Context, job: Job, status: JobStatus) -> None:
     if status.phase is SchedulerPhase.GONE or reason.startswith(LOST):  # a node that is away may still compute
         _cancelled(context, job, reason, status=status)
     else:
-        _failed(context, job, reason, status=status)
+        fail(context, job, reason, status=status)
 
 
 def _cancelled(context: Context, job: Job, reason: str, **how: Any) -> None:
     """Fence an attempt before another one is sent: nothing of it is left, or this is tried again."""
     context.scheduler.cancel(job.scheduler_id)
     if not _ended(context, job):
-        _failed(context, job, reason, **how)
+        fail(context, job, reason, **how)
 
 
-def _failed(
+def fail(
     context: Context, job: Job, reason: str, *, status: JobStatus | None = None, ended_ns: int | None = None
 ) -> None:
+    """Journal that an attempt has failed, with what it cost and what its processes have told."""
     acquisition, folder = context.journal.acquisition(job.acquisition), _folder(context, job)
+    if not reason.startswith(LIVE) and _was_live(context, folder):
+        reason = f"{LIVE}: {reason}"
     with context.journal.transaction():
         context.journal.merge(context.runs.collect_events(folder))
         spent = economy.book(context, job, folder, status=status, ended_ns=ended_ns)
@@ -194,6 +199,15 @@ def _failed(
         context.back_off(acquisition.id, min(LONGEST_PAUSE_S, RETRY_S * 2 ** (job.attempt - 1)))
     _forget(context, job)
     log.error("failed %s: %s", job.name, printable(reason), extra={"job": job.name})
+
+
+def _was_live(context: Context, folder: Path) -> bool:
+    """Whether a job read what was still being written: its end says nothing of a job over the whole."""
+    try:
+        spec = context.runs.read_job(folder)
+    except FormatError:
+        return False
+    return spec is not None and spec.growing
 
 
 def _forget(context: Context, job: Job) -> None:
@@ -214,7 +228,7 @@ def end_jobs(context: Context) -> None:
     context.scheduler.cancel(*(job.scheduler_id for job in jobs))
     for job in jobs:
         if not _ended(context, job):
-            _failed(context, job, f"{STOPPED}: with the service")
+            fail(context, job, f"{STOPPED}: with the service")
 
 
 __all__ = ["LONGEST_PAUSE_S", "MANIFEST_GRACE_S", "end_jobs", "follow"]
