@@ -20,12 +20,12 @@ from mpi_kernels.exact import ExactScan
 
 A, J = AcquisitionState, JobState
 SCAN = ExactScan((8, 12), (16, 16), "uint16", seed=3)
-EMPAD = ExactScan((6, 8), (128, 128), "float32", seed=2)  # ranks share floats in groups of frames
+EMPAD = ExactScan((16, 16), (128, 128), "float32", seed=2)  # ranks share floats in groups of frames
 FORMATS: dict[str, Callable[[Path], Path]] = {
     "npy": lambda f: write_npy(SCAN, f / "scan.npy"),
     "raw": lambda f: write_raw(SCAN, f / "scan.raw"),
     "merlin": lambda f: write_merlin(SCAN, f / "scan.mib"),
-    "empad": lambda f: write_empad(EMPAD, f / "scan_x8_y6.raw"),
+    "empad": lambda f: write_empad(EMPAD, f / "scan_x16_y16.raw"),
 }
 
 
