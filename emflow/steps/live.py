@@ -40,8 +40,10 @@ def live(context: Context) -> None:
     if not transfer.live or transfer.stage != "copy" or not context.leftovers_ended:
         return
     for look in list(context.looks.values()):
-        key = f"{LIVE} {look.acquisition.id}"
-        known = look.acquisition.id in context.live or look.acquisition.id in context.not_live
+        one = look.acquisition.id
+        key = f"{LIVE} {one}"
+        # an older copy of it may be under way still, to the same place
+        known = one in context.live or one in context.not_live or one in context.transfers
         if not known and look.acquisition.state is AcquisitionState.GROWING and not context.waits(key):
             context.back_off(key, context.config.scan.active_s)
             with context.going_on(key):
