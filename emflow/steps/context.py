@@ -106,6 +106,8 @@ class Context:
     """Earliest time of the next try, by acquisition or job, after something that may pass by itself."""
     ended: dict[str, float] = field(default_factory=dict)
     """When the scheduler first said that a job had ended of which the run folder says nothing."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Run folders of the jobs that are followed."""
     live: dict[str, Live] = field(default_factory=dict)
     not_live: set[str] = field(default_factory=set)
     """Acquisitions that were live once, and are not any more."""

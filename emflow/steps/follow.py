@@ -51,17 +51,17 @@ def follow(context: Context) -> None:
 
 def _ended(context: Context, job: Job) -> bool:
     """Whether the run folder says how the job ended; then the journal knows it too."""
-    acquisition = context.journal.acquisition(job.acquisition)
-    folder = context.runs.job_folder(acquisition.day, job.name)
+    folder = _folder(context, job)
     try:
         error = context.runs.read_error(folder)  # first: a job never fails after its commit
         result = context.runs.read_result(folder)
     except FormatError as torn:
         fail(context, job, f"final: {torn}")
         return True
-    if result is not None and acquisition.state in (AcquisitionState.GROWING, AcquisitionState.READY):
+    acquisition = context.journal.acquisition(job.acquisition) if result is not None else None
+    if acquisition is not None and acquisition.state in (AcquisitionState.GROWING, AcquisitionState.READY):
         return False  # of a live job: what it is of is known when the digest is
-    if result is not None and (wrong := _wrong(context, acquisition, folder, result)):
+    if result is not None and acquisition is not None and (wrong := _wrong(context, acquisition, folder, result)):
         fail(context, job, wrong, ended_ns=result.wall_ns)
         return True
     if result is not None:
@@ -211,13 +211,18 @@ def _was_live(context: Context, folder: Path) -> bool:
 
 
 def _forget(context: Context, job: Job) -> None:
-    for known in (context.ended, context.leaving, context.look_again, context.heard, context.booked):
+    for known in (context.ended, context.leaving, context.look_again, context.heard, context.booked, context.folders):
         known.pop(job.name, None)
     context.clear_alarm(f"waiting {job.name}")
 
 
 def _folder(context: Context, job: Job) -> Path:
-    return context.runs.job_folder(context.journal.acquisition(job.acquisition).day, job.name)
+    """The run folder of a job, which never moves: a thousand jobs are asked for it several times a second."""
+    found = context.folders.get(job.name)
+    if found is None:
+        found = context.runs.job_folder(context.journal.acquisition(job.acquisition).day, job.name)
+        context.folders[job.name] = found
+    return found
 
 
 def end_jobs(context: Context) -> None:
