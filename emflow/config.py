@@ -164,6 +164,7 @@ def _check(document: tomlfile.Document, config: Config) -> None:
     _check_roots(document, config.watch)
     _check_folders(document, config)
     _check_caps(document, config)
+    _check_live(document, config)
     scan = config.scan
     for shorter, longer in (("active_s", "recent_s"), ("recent_s", "whole_s"), ("stall_s", "quarantine_s")):
         if getattr(scan, shorter) > getattr(scan, longer):
@@ -172,6 +173,15 @@ def _check(document: tomlfile.Document, config: Config) -> None:
         registry.target("schedulers", config.scheduler.use)
     except ConfigError as error:
         raise document.error(("scheduler", "use"), error.message, next_step=error.next_step) from None
+
+
+def _check_live(document: tomlfile.Document, config: Config) -> None:
+    if config.transfer.live and (config.scheduler.use == "null" or config.transfer.stage != "copy"):
+        why = 'the scheduler "null" computes inside the service, which copies meanwhile'
+        why = 'stage = "none" makes no copy' if config.transfer.stage != "copy" else why
+        raise document.error(
+            ("transfer", "live"), f"live can't be had: {why}", next_step="Set live = false, or change that"
+        )
 
 
 def _check_caps(document: tomlfile.Document, config: Config) -> None:

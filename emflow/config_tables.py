@@ -56,11 +56,12 @@ class ScanSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[transfer]``: the verified copy."""
+    """``[transfer]``: the verified copy; ``live``: begun, and reduced, while the file is still being written."""
 
     stage: Literal["copy", "none"] = "copy"
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     min_free: Bytes = Bytes(1 << 30)
+    live: bool = False
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ hints = "auto"        # auto, inotify or none; hints only make a scan happen soo
 stage = "copy"        # copy: work on a verified copy; none: read on the share itself (nodes must see it)
 workers = 2           # copies at the same time
 min_free = "1 GiB"    # wait rather than fill the disk of the run folders further than this
+live = false          # copy and reduce what is still being written, where its format can be read so (.npy, .mib, .raw)
 
 [scheduler]
 use = "local"         # who runs the jobs; local: this machine through mpiexec

@@ -22,6 +22,7 @@ from emflow.steps import economy
 from emflow.steps.context import RETRY_S, Context, Look, Watched, log, open_alarms
 from emflow.steps.examine import examine
 from emflow.steps.follow import end_jobs, follow
+from emflow.steps.live import live, stop_copies
 from emflow.steps.notice import notice
 from emflow.steps.plan import plan
 from emflow.steps.stage import stage
@@ -31,7 +32,7 @@ from emflow.watch.scan import Scanner
 from emflow.watch.settle import Settling
 from mpi_kernels.contract import Recipe
 
-STEPS: tuple[Callable[[Context], None], ...] = (notice, examine, stage, follow, plan, submit, economy.tell)
+STEPS: tuple[Callable[[Context], None], ...] = (notice, examine, live, stage, follow, plan, submit, economy.tell)
 """In the order of an acquisition's way, so that one turn carries it through several; a job that is followed to its end
 makes room for the next one that is planned."""
 
@@ -197,6 +198,7 @@ def open_pipeline(config: Config) -> Iterator[Pipeline]:
             context.alarms[name] = ""
             context.clear_alarm(name)
         load_looks(context)
+        stack.callback(stop_copies, context)
         stack.callback(end_jobs, context)
         stack.callback(context.stopping.set)
         yield Pipeline(context, woken)

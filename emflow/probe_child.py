@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from mpi_kernels.errors import FormatError, Incomplete, KernelError
 from mpi_kernels.formats.choose import choose
 from mpi_kernels.plugins import make_format
-from mpi_kernels.protocols import Format
+from mpi_kernels.protocols import Format, GrowingFormat
 
 GRACE_S = 2.0
 """The parent's deadline comes first; this one ends a child whose parent is gone."""
@@ -38,7 +38,8 @@ def main(options: str) -> None:
     _send(replies, {"ready": os.getpid()})
     for line in sys.stdin.buffer:
         _start_clocks(chosen["wall_s"], chosen["cpu_s"])
-        _send(replies, _answer(json.loads(line), formats))
+        asked = json.loads(line)
+        _send(replies, _growing(asked["growing"], formats) if isinstance(asked, dict) else _answer(asked, formats))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -53,6 +54,28 @@ def _start_clocks(wall_s: float, cpu_s: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = int(used.ru_utime + used.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (spent + cpu_s + 1, resource.RLIM_INFINITY))
+
+
+def _growing(path: str, formats: Mapping[str, Format]) -> dict[str, Any]:
+    """The header of a file that is still being written, and where its frames will lie."""
+    later: KernelError = FormatError("no format of this name can be read while it grows", path=path)
+    for name, form in formats.items():
+        if not isinstance(form, GrowingFormat) or not any(path.lower().endswith(s) for s in form.suffixes):
+            continue
+        try:
+            source = form.open_growing(path)
+        except KernelError as error:
+            later = error if isinstance(error, Incomplete) or not isinstance(later, Incomplete) else later
+            continue
+        except Exception as error:  # noqa: BLE001 - as in `_answer`
+            return _refused(FormatError(f"its reader failed: {type(error).__name__}: {error}", path=path))
+        layout = source.layout
+        source.close()
+        if layout is None or layout.codec or layout.offsets is not None or layout.record_frames != 1:
+            return _refused(Incomplete("its frames do not lie one after the other", path=path))
+        where = {"first": layout.first, "record": layout.record}
+        return {"format": name, "header": dataclasses.asdict(source.header), **where}
+    return _refused(later)
 
 
 def _answer(path: str, formats: Mapping[str, Format]) -> dict[str, Any]:

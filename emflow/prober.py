@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,15 @@ class ProbeLimits(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float = 20.0
     cpu_s: int = 20
     memory_bytes: int = 4 << 30
+
+
+class Growing(NamedTuple):
+    """What is known of a file that grows: format, header, where its first frame begins, and bytes of each."""
+
+    format: str
+    header: Header
+    first: int
+    record: int
 
 
 class Prober:
@@ -95,18 +104,27 @@ class Prober:
             raise _rebuilt(reply)
         return str(reply["format"]), jsonfile.from_plain(Header, reply["header"], path=path)
 
+    def probe_growing(self, path: str, stop: threading.Event | None = None) -> Growing:
+        """Header of a file that is still being written; raises what `probe` raises, `Incomplete` while it can't be."""
+        with self._lock:
+            reply = self._ask({"growing": path}, stop or threading.Event())
+        if "error" in reply:
+            raise _rebuilt(reply)
+        header = jsonfile.from_plain(Header, reply["header"], path=path)
+        return Growing(str(reply["format"]), header, int(reply["first"]), int(reply["record"]))
+
     def close(self) -> None:
         """End the child."""
         with self._lock:
             self._end()
 
-    def _ask(self, path: str, stop: threading.Event) -> dict[str, Any]:
-        death = ""
+    def _ask(self, asked: str | dict[str, str], stop: threading.Event) -> dict[str, Any]:
+        death, path = "", asked if isinstance(asked, str) else asked["growing"]
         for _ in range(2):  # the first death may have been somebody else's doing, such as the kernel short of memory
             if self._child is None:
                 self._child = _Child(self._formats, self._limits)
             try:
-                return self._child.ask(path, self._limits.wall_s, stop)
+                return self._child.ask(asked, self._limits.wall_s, stop)
             except TimeoutError as error:
                 self._end()
                 raise FormatError(
@@ -160,11 +178,11 @@ class _Child:
             self.end()
             raise _cannot_start(str(reply.get("fatal", reply)))
 
-    def ask(self, path: str, wall_s: float, stop: threading.Event) -> dict[str, Any]:
-        """Send one path, wait for the answer; raises TimeoutError, _Died or _Stopped."""
+    def ask(self, asked: str | dict[str, str], wall_s: float, stop: threading.Event) -> dict[str, Any]:
+        """Send one question, wait for the answer; raises TimeoutError, _Died or _Stopped."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(path).encode("ascii") + b"\n")
+            self.process.stdin.write(json.dumps(asked).encode("ascii") + b"\n")
         except OSError as error:
             raise self._ended() from error
         return self._reply(wall_s, stop)

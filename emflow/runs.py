@@ -49,6 +49,8 @@ NO_MEMORY = "memory"
 """Error code of a job that ran out of memory: it has one more attempt, with twice as much."""
 LOST = "lost"
 """Begins the reason of a job that its scheduler or its node took away; such an attempt says nothing of the data."""
+LIVE = "live"
+"""Begins the reason of a job that read what was still being written; such an attempt is not counted."""
 TIME_LIMIT = "time-limit"
 """Error code of a job that stopped because its time was nearly up."""
 _READY = re.compile(r"ready-([0-9]{1,9})\.json")
@@ -314,5 +316,5 @@ def _folders(parent: Path, name: re.Pattern[str]) -> Iterator[Path]:
     yield from (parent / n for n in found)
 
 
-__all__ = ["LOST", "NO_MEMORY", "NO_SPACE", "STOPPED", "TIME_LIMIT"]
+__all__ = ["LIVE", "LOST", "NO_MEMORY", "NO_SPACE", "STOPPED", "TIME_LIMIT"]
 __all__ += ["AcquisitionFile", "RunFolders", "failure_reason", "holder", "lock"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from emflow.backlog import Backlog
 from emflow.config import Config
 from emflow.errors import Busy, EmflowError, JournalError, JournalFull, NoSpace, StaleState
+from emflow.growing_copy import GrowingCopy
 from emflow.journal import Journal
 from emflow.prober import Prober
 from emflow.records import Acquisition, Transfer
@@ -73,6 +74,17 @@ class Heard:
 
 
 @dataclass(slots=True)
+class Live:
+    """An acquisition that is copied and reduced while it is written; ``job`` is empty until it is planned."""
+
+    id: str
+    format: str
+    frames: int
+    copy: GrowingCopy
+    job: str = ""
+
+
+@dataclass(slots=True)
 class Context:
     """The parts of one running service."""
 
@@ -94,6 +106,13 @@ class Context:
     """Earliest time of the next try, by acquisition or job, after something that may pass by itself."""
     ended: dict[str, float] = field(default_factory=dict)
     """When the scheduler first said that a job had ended of which the run folder says nothing."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Run folders of the jobs that are followed."""
+    live: dict[str, Live] = field(default_factory=dict)
+    not_live: set[str] = field(default_factory=set)
+    """Acquisitions that were live once, and are not any more."""
+    leftovers_ended: bool = False
+    """Whether live jobs of an earlier service are ended."""
     leaving: dict[str, float] = field(default_factory=dict)
     """When a job was first seen to have said that it was stopped."""
     look_again: dict[str, float] = field(default_factory=dict)

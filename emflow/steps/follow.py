@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from emflow.errors import Unavailable
-from emflow.records import Acquisition, Job, JobState, JobStatus, SchedulerPhase
-from emflow.runs import LOST, NO_SPACE, STOPPED, failure_reason
+from emflow.records import Acquisition, AcquisitionState, Job, JobState, JobStatus, SchedulerPhase
+from emflow.runs import LIVE, LOST, NO_SPACE, STOPPED, failure_reason
 from emflow.steps import economy
 from emflow.steps.alive import silent_s
 from emflow.steps.context import DISK_RUNS, RETRY_S, Context, log
@@ -51,22 +51,24 @@ def follow(context: Context) -> None:
 
 def _ended(context: Context, job: Job) -> bool:
     """Whether the run folder says how the job ended; then the journal knows it too."""
-    acquisition = context.journal.acquisition(job.acquisition)
-    folder = context.runs.job_folder(acquisition.day, job.name)
+    folder = _folder(context, job)
     try:
         error = context.runs.read_error(folder)  # first: a job never fails after its commit
         result = context.runs.read_result(folder)
     except FormatError as torn:
-        _failed(context, job, f"final: {torn}")
+        fail(context, job, f"final: {torn}")
         return True
-    if result is not None and (wrong := _wrong(context, acquisition, folder, result)):
-        _failed(context, job, wrong, ended_ns=result.wall_ns)
+    acquisition = context.journal.acquisition(job.acquisition) if result is not None else None
+    if acquisition is not None and acquisition.state in (AcquisitionState.GROWING, AcquisitionState.READY):
+        return False  # of a live job: what it is of is known when the digest is
+    if result is not None and acquisition is not None and (wrong := _wrong(context, acquisition, folder, result)):
+        fail(context, job, wrong, ended_ns=result.wall_ns)
         return True
     if result is not None:
         _reduced(context, job, folder, result)
         return True  # the next turn publishes it
     if error is not None and (reason := said_by_the_job(context, folder, error)):
-        _failed(context, job, reason, ended_ns=error.wall_ns)
+        fail(context, job, reason, ended_ns=error.wall_ns)
         return True
     if error is not None:  # stopped: by whom, and whether anything of it is left, its scheduler has to say
         context.leaving.setdefault(job.name, context.clock())
@@ -168,20 +170,23 @@ def _without_result(context: Context, job: Job, status: JobStatus) -> None:
     if status.phase is SchedulerPhase.GONE or reason.startswith(LOST):  # a node that is away may still compute
         _cancelled(context, job, reason, status=status)
     else:
-        _failed(context, job, reason, status=status)
+        fail(context, job, reason, status=status)
 
 
 def _cancelled(context: Context, job: Job, reason: str, **how: Any) -> None:
     """Fence an attempt before another one is sent: nothing of it is left, or this is tried again."""
     context.scheduler.cancel(job.scheduler_id)
     if not _ended(context, job):
-        _failed(context, job, reason, **how)
+        fail(context, job, reason, **how)
 
 
-def _failed(
+def fail(
     context: Context, job: Job, reason: str, *, status: JobStatus | None = None, ended_ns: int | None = None
 ) -> None:
+    """Journal that an attempt has failed, with what it cost and what its processes have told."""
     acquisition, folder = context.journal.acquisition(job.acquisition), _folder(context, job)
+    if not reason.startswith(LIVE) and _was_live(context, folder):
+        reason = f"{LIVE}: {reason}"
     with context.journal.transaction():
         context.journal.merge(context.runs.collect_events(folder))
         spent = economy.book(context, job, folder, status=status, ended_ns=ended_ns)
@@ -196,14 +201,28 @@ def _failed(
     log.error("failed %s: %s", job.name, printable(reason), extra={"job": job.name})
 
 
+def _was_live(context: Context, folder: Path) -> bool:
+    """Whether a job read what was still being written: its end says nothing of a job over the whole."""
+    try:
+        spec = context.runs.read_job(folder)
+    except FormatError:
+        return False
+    return spec is not None and spec.growing
+
+
 def _forget(context: Context, job: Job) -> None:
-    for known in (context.ended, context.leaving, context.look_again, context.heard, context.booked):
+    for known in (context.ended, context.leaving, context.look_again, context.heard, context.booked, context.folders):
         known.pop(job.name, None)
     context.clear_alarm(f"waiting {job.name}")
 
 
 def _folder(context: Context, job: Job) -> Path:
-    return context.runs.job_folder(context.journal.acquisition(job.acquisition).day, job.name)
+    """The run folder of a job, which never moves: a thousand jobs are asked for it several times a second."""
+    found = context.folders.get(job.name)
+    if found is None:
+        found = context.runs.job_folder(context.journal.acquisition(job.acquisition).day, job.name)
+        context.folders[job.name] = found
+    return found
 
 
 def end_jobs(context: Context) -> None:
@@ -214,7 +233,7 @@ def end_jobs(context: Context) -> None:
     context.scheduler.cancel(*(job.scheduler_id for job in jobs))
     for job in jobs:
         if not _ended(context, job):
-            _failed(context, job, f"{STOPPED}: with the service")
+            fail(context, job, f"{STOPPED}: with the service")
 
 
 __all__ = ["LONGEST_PAUSE_S", "MANIFEST_GRACE_S", "end_jobs", "follow"]

@@ -8,10 +8,11 @@ from typing import Any
 
 from emflow.errors import NoSpace
 from emflow.records import ACTIVE_JOB_STATES, LAST_ATTEMPT, Acquisition, AcquisitionState, Job, JobState, job_name
-from emflow.runs import LOST, NO_MEMORY, NO_SPACE, STOPPED
+from emflow.runs import LIVE, LOST, NO_MEMORY, NO_SPACE, STOPPED
 from emflow.schedulers import site
 from emflow.steps import economy
 from emflow.steps.context import DISK_RESULTS, RETRY_S, Context, log
+from emflow.steps.live import next_attempt
 from emflow.steps.notice import quarantine
 from emflow.transfer import publish_copy
 from mpi_kernels.contract import PREVIEW_FILE, RESULT_H5
@@ -34,7 +35,7 @@ def plan(context: Context) -> None:
 def _next(context: Context, acquisition: Acquisition) -> int:
     """What one staged acquisition needs; returns how many slots that takes."""
     jobs = context.journal.jobs(acquisition.id)
-    attempt = jobs[-1].attempt + 1 if jobs else 1
+    attempt = next_attempt(context, acquisition, jobs)
     jobs = _of_this_copy(context, acquisition, jobs)
     last = jobs[-1] if jobs else None
     if last is None:
@@ -51,19 +52,26 @@ def _next(context: Context, acquisition: Acquisition) -> int:
 
 
 def _of_this_copy(context: Context, acquisition: Acquisition, jobs: list[Job]) -> list[Job]:
-    """Jobs that were planned since the data were staged last; after `emflow retry` the older ones answer nothing."""
+    """Jobs that were planned since the data were staged last; after `emflow retry` the older ones answer nothing.
+
+    A live job is planned before its data are staged, and belongs to the next time that they are.
+    """
     staged = [number for number, _ in context.journal.events(subject=acquisition.id, names=("staged",))]
     if not staged or not jobs:
         return jobs
-    planned = {job.name: context.journal.events(subject=job.name, names=("planned",)) for job in jobs}
-    return [job for job in jobs if not planned[job.name] or planned[job.name][-1][0] > staged[-1]]
+    own = []
+    for job in jobs:
+        planned = context.journal.events(subject=job.name, names=("planned",))
+        since = [0, *staged][-2 if planned and planned[-1][1].attrs.get("growing") else -1]
+        own += [job] if not planned or planned[-1][0] > since else []
+    return own
 
 
 def _may_try_again(context: Context, jobs: list[Job]) -> bool:
     if jobs[-1].reason.startswith(NO_MEMORY):  # with twice as much it may fit; if not, four times is not ours to take
         return len(_short_of_memory(jobs)) < 2
     # what was stopped from outside, taken away or met a full disk says nothing against the next one
-    failed = [j for j in jobs if not j.reason.startswith((STOPPED, NO_SPACE, LOST, NO_MEMORY))]
+    failed = [j for j in jobs if not j.reason.startswith((STOPPED, NO_SPACE, LOST, NO_MEMORY, LIVE))]
     if jobs[-1] not in failed:
         return True
     return not jobs[-1].reason.startswith("final") and len(failed) < context.config.scheduler.attempts

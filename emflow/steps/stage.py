@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from emflow.errors import EmflowError, NoSpace, NotAllowed, SourceChanged, Unavailable
+from emflow.growing_copy import GrowingCopy
 from emflow.records import Acquisition, AcquisitionState, Transfer
 from emflow.runs import AcquisitionFile
 from emflow.steps.context import RETRY_S, Context, log
+from emflow.steps.live import give_up
 from emflow.steps.notice import grow_again, quarantine, rewritten
 from emflow.transfer import digest_of
 from emflow.transfer import stage as copy_members
@@ -54,14 +56,17 @@ def _start(context: Context, acquisition: Acquisition) -> int:
         context.back_off(acquisition.id, RETRY_S)
         return 0
     stands = context.journal.acquisition(acquisition.supersedes).digest if acquisition.supersedes else None
-    work = functools.partial(_work, context, acquisition, header, stands)
+    growing = context.live[acquisition.id].copy if acquisition.id in context.live else None
+    work = functools.partial(_work, context, acquisition, header, stands, growing)
     future = context.pool.submit(work)
     future.add_done_callback(lambda _: context.wake())
     context.transfers[acquisition.id] = future
     return 1
 
 
-def _work(context: Context, acquisition: Acquisition, header: Header, stands: str | None) -> Transfer:
+def _work(
+    context: Context, acquisition: Acquisition, header: Header, stands: str | None, growing: GrowingCopy | None
+) -> Transfer:
     """Copy, or with ``stage = "none"`` only read; runs in a worker thread and touches no journal.
 
     A file that was copied before, with the digest ``stands``, is read first: touched, but the same bytes, it needs
@@ -73,6 +78,8 @@ def _work(context: Context, acquisition: Acquisition, header: Header, stands: st
         (m.path, os.path.normpath(os.path.join(inside, os.path.relpath(os.fsencode(m.path), folder))), m.suffix)  # noqa: PTH118
         for m in header.members
     )
+    if growing is not None and (transfer := growing.finished(members)) is not None:
+        return transfer
     if stands is not None or context.config.transfer.stage == "none":
         read = digest_of(members, stop=context.stopping)
         if read.digest == stands or context.config.transfer.stage == "none":
@@ -97,6 +104,9 @@ def _collect(context: Context, acquisition: Acquisition, future: Future[Transfer
         if not context.stopping.is_set():
             quarantine(context, acquisition, str(error))
     else:
+        entry = context.live.get(acquisition.id)
+        if entry is not None and entry.copy.failed:  # a job may follow it: nothing of that may count any more
+            give_up(context, entry, entry.copy.failed)
         if rewritten(acquisition.fingerprint, transfer.members[0].fingerprint):  # not the bytes that were judged
             _grow_again(context, acquisition, "it changed before it was copied")
         else:
@@ -104,6 +114,8 @@ def _collect(context: Context, acquisition: Acquisition, future: Future[Transfer
 
 
 def _grow_again(context: Context, acquisition: Acquisition, reason: str) -> None:
+    if acquisition.id in context.live:
+        give_up(context, context.live[acquisition.id], reason)
     grow_again(context, acquisition, reason, after_s=context.config.scan.active_s)
 
 
@@ -133,6 +145,7 @@ def _staged(context: Context, acquisition: Acquisition, transfer: Transfer) -> N
             journal.move_acquisition(
                 stands.id, stands.state, AcquisitionState.SUPERSEDED, reason=f"rewritten: {acquisition.id}"
             )
+    context.live.pop(acquisition.id, None)  # its job ends with the digest that it has now been told
     context.clear_alarm(f"copy from {acquisition.share}")
     context.not_before.pop(acquisition.id, None)
     log.info("staged %s", printable(acquisition.name), extra={"acquisition": acquisition.id})

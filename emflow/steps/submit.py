@@ -8,7 +8,7 @@ from emflow import __version__
 from emflow.errors import ConfigError, NoSpace, SubmitError, Unavailable
 from emflow.records import Acquisition, AcquisitionState, Job, JobState, Resources
 from emflow.registry import target
-from emflow.steps.context import RETRY_S, Context, log
+from emflow.steps.context import RETRY_S, Context, Live, log
 from mpi_kernels.contract import JobSpec, Method, Recipe, SourceSpec
 from mpi_kernels.errors import FormatError, printable
 
@@ -96,6 +96,30 @@ def _spec(context: Context, acquisition: Acquisition, job: Job) -> JobSpec:
     watched = context.watches.get(acquisition.share)
     if watched is None:
         raise ConfigError(context.not_watched(acquisition))
+    entry = context.live.get(acquisition.id)
+    growing = entry if entry is not None and entry.job == job.name else None
+    return JobSpec(
+        job=job.name,
+        acquisition=acquisition.id,
+        trace=acquisition.trace,
+        recipe=_recipe(context, job, watched.recipe),
+        source=_source(context, acquisition) if growing is None else _growing_source(growing),
+        ranks=context.config.scheduler.ranks,
+        method=_method(context),
+        growing=growing is not None,
+        stall_s=context.config.scan.stall_s,
+        attributes={"share": acquisition.share, "path": acquisition.name},
+        scheduler=job.scheduler,
+        planned_ns=job.planned_ns,
+        program=f"emflow {__version__}",
+    )
+
+
+def _growing_source(entry: Live) -> SourceSpec:
+    return SourceSpec(path=str(entry.copy.path), format=target("formats", entry.format))
+
+
+def _source(context: Context, acquisition: Acquisition) -> SourceSpec:
     try:
         kept = context.runs.read_acquisition(acquisition.day, acquisition.id)
     except (FileNotFoundError, FormatError) as error:
@@ -103,18 +127,4 @@ def _spec(context: Context, acquisition: Acquisition, job: Job) -> JobSpec:
             f"the verified copy is gone: {printable(str(error))}",
             next_step=f"Copy again: emflow retry {acquisition.id}",
         ) from error
-    return JobSpec(
-        job=job.name,
-        acquisition=acquisition.id,
-        trace=acquisition.trace,
-        recipe=_recipe(context, job, watched.recipe),
-        source=SourceSpec(
-            path=kept.transfer.path, format=target("formats", acquisition.format), digest=acquisition.digest
-        ),
-        ranks=context.config.scheduler.ranks,
-        method=_method(context),
-        attributes={"share": acquisition.share, "path": acquisition.name},
-        scheduler=job.scheduler,
-        planned_ns=job.planned_ns,
-        program=f"emflow {__version__}",
-    )
+    return SourceSpec(path=kept.transfer.path, format=target("formats", acquisition.format), digest=acquisition.digest)

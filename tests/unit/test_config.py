@@ -122,6 +122,9 @@ def test_relative_paths_belong_to_the_file_and_home_is_known(tmp_path, monkeypat
         (b'[[watch]]\nroot = "\xff"\n', 2, "not UTF-8 text"),
         ('text = """\n[scan]\nrooot = 1\n"""\n[[watch]]\nroot = "a"\n', 1, "unknown key 'text'"),
         ('[[watch]]\r\nroot = "a"\r\nx = 1\r\n', 3, "unknown key 'x' in [[watch]]"),
+        (f'[scheduler]\nuse = "null"\n[transfer]\nlive = true\n{LEAST}', 4, "inside the service"),
+        (f'[transfer]\nstage = "none"\nlive = true\n{LEAST}', 3, "makes no copy"),
+        (f'[caps]\ndegraded = "cheapp"\n{LEAST}', 2, "no recipe is called 'cheapp'"),
     ],
 )
 def test_wrong_files_are_told_with_the_line(tmp_path, text, line, message):

@@ -32,7 +32,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         "emflow.journal_schema",
         "emflow.journal_usage",
     }
-    | {"emflow.backlog"}
+    | {"emflow.backlog", "emflow.growing_copy"}
     | {"emflow.watch", "emflow.prober", "emflow.probe_child", "emflow.schedulers"}
     | {"emflow.blocks", "emflow.copying", "emflow.transfer"}
     | {"emflow.synthetic_pace", "emflow.synthetic", "emflow.synthetic_hdf5", "emflow.synthetic_vendor"}

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from emflow import registry
 from emflow.errors import Unavailable
 from emflow.prober import ProbeLimits, Prober
+from emflow.synthetic import write_merlin, write_npy
 from mpi_kernels.contract import Header, Member
 from mpi_kernels.errors import FormatError, Incomplete, KernelError, MissingData, NotThisFormat
+from mpi_kernels.exact import ExactScan
 
 READER = """
 import os, time
@@ -241,3 +244,31 @@ def test_close_ends_the_child_and_a_later_probe_starts_another(tmp_path: Path, p
     prober.close()
     assert not Path(f"/proc/{first}").exists()
     assert prober.probe(path)[0] == "any"
+
+
+def test_a_file_that_grows_is_told_with_the_place_of_its_frames(tmp_path: Path) -> None:
+    scan = ExactScan((3, 5), (6, 8), "uint16", seed=1)
+    whole = {name: write(scan, tmp_path / f"a.{end}").read_bytes()
+             for name, end, write in (("npy", "npy", write_npy), ("merlin", "mib", write_merlin))}  # fmt: skip
+    names = {name: registry.target("formats", name) for name in ("npy", "merlin", "hdf5")}
+    with Prober(names) as prober:
+        for name, end in (("npy", "npy"), ("merlin", "mib")):
+            path = tmp_path / f"a.{end}"
+            path.write_bytes(whole[name][: len(whole[name]) // 2])
+            found = prober.probe_growing(str(path))
+            assert (found.format, found.header.frames) == (name, 15)
+            assert found.first + 15 * found.record == len(whole[name])
+        (tmp_path / "a.hdr").unlink()
+        with pytest.raises(Incomplete, match="how many frames"):
+            prober.probe_growing(str(tmp_path / "a.mib"))
+        (tmp_path / "a.h5").write_bytes(b"x")
+        with pytest.raises(FormatError, match="while it grows"):
+            prober.probe_growing(str(tmp_path / "a.h5"))
+
+
+def test_a_growing_file_that_kills_its_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "growing_reader.py").write_text(READER + "\n    probe_growing = open_growing = probe\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a.any").write_text("crash")
+    with Prober({"any": "growing_reader:Reader"}) as prober, pytest.raises(FormatError, match="crashed the reader"):
+        prober.probe_growing(str(tmp_path / "a.any"))

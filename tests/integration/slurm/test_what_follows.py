@@ -73,9 +73,12 @@ def nothing_left(folder: Path, jobs: SimpleNamespace) -> Iterator[None]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_a_preempted_job_is_followed_by_one_that_is_not_counted(
-    make_cluster: Callable[..., Cluster], waiting: Callable[..., Any], tmp_path: Path
-) -> None:
+# The names of the two tests with clusters of their own are short: a socket's path has at most 107 bytes, and that of
+# slurmstepd begins with the test's folder.
+
+
+def test_preempted(make_cluster: Callable[..., Cluster], waiting: Callable[..., Any], tmp_path: Path) -> None:
+    """A preempted job is followed by another one, and is not counted."""
     own = make_cluster(partitions=PARTITIONS, extra=PREEMPTION)
     place = waiting("", 'partition = "bulk"\nflags = ["--exclusive"]\n')
     script = tmp_path / "urgent.sh"
@@ -114,9 +117,10 @@ def supervisors(scheduler_id: str) -> list[int]:
     return found
 
 
-def test_a_job_that_slurm_says_to_run_and_nothing_is_left_of(
+def test_silent(
     make_cluster: Callable[..., Cluster], waiting: Callable[..., Any], jobs: SimpleNamespace, tmp_path: Path
 ) -> None:
+    """Slurm says that a job runs, and nothing is left of its supervisors."""
     own = make_cluster()
     place = waiting("silent_s = 4\n")
     with place.start() as service:
