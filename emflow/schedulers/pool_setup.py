@@ -1,0 +1,164 @@
+"""Pools as the configuration asks for them: made, looked at by ``emflow check``, and rehearsed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from emflow.config import Config
+from emflow.errors import EmflowError, printable
+from emflow.records import Resources
+from emflow.schedulers import site, slurm_commands
+from emflow.schedulers.local import find_launcher
+from emflow.schedulers.pool_folder import PoolFolder
+from emflow.schedulers.pool_launch import SlurmLauncher, hosts_of, launcher_of, starter_of
+from emflow.schedulers.pool_relay import PREFIX, Relay
+from emflow.schedulers.pool_secret import SECRET_FILE, make_secret
+from emflow.schedulers.protocol import Finding, Rehearsal
+from mpi_kernels.events import host_name
+from mpi_kernels.pool.records import PoolSpec
+
+LOCK_FILE = "pools.lock"
+"""In the state folder, which is on a local disk: locks on shares can't be relied on."""
+
+WARNED_PART = 0.2
+"""Of its walltime, at most: so long before its end a pool takes nothing new."""
+
+_EXAMPLE = "20240501T120000-00"
+_START = 'emflow pool start starts one now; a service with [scheduler] use = "pool" does so by itself'
+_LOCAL_DISKS = frozenset({"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
+
+
+def relay_of(config: Config, folder: PoolFolder) -> Relay:
+    """The relay that the configuration asks for; nothing is started or asked yet, but the secret is made."""
+    pool = config.pool
+    return Relay(
+        folder,
+        launcher_of(config),
+        spec_of(config, make_secret(pool.folder)),
+        kind=pool.launcher,
+        count=pool.count,
+        relay_s=pool.relay_s,
+        lock=config.service.state / LOCK_FILE,
+    )
+
+
+def spec_of(config: Config, secret: Path) -> PoolSpec:
+    """``pool.json`` of a pool, but for its name."""
+    pool = config.pool
+    return PoolSpec(
+        name=_EXAMPLE,
+        runs=str(config.service.runs),
+        ranks=config.scheduler.ranks,
+        secret=str(secret),
+        walltime_s=float(pool.walltime_s),
+        warn_s=min(float(config.slurm.warn_s), WARNED_PART * pool.walltime_s),
+        nap_ms=float(pool.nap_ms),
+        reach=pool.reach,
+        gateway=host_name(),
+        device=config.kernels.device,
+    )
+
+
+def rehearse_pool(config: Config) -> Rehearsal:
+    """What a pool would be started with, and what Slurm says to it without running anything."""
+    folder = config.pool.folder / _EXAMPLE
+    if config.pool.launcher == "mpiexec":
+        rehearsed = starter_of(config).rehearse(
+            Resources(ranks=config.scheduler.ranks, time_limit_s=config.pool.walltime_s)
+        )
+        command = (*rehearsed.command[:-1], str(folder))
+        said = "jobs are names that are sent to it"
+        return Rehearsal(command=command, environment=rehearsed.environment, script=rehearsed.script, said=said)
+    request = site.pool_request(config, PREFIX + _EXAMPLE)
+    flags, environment = SlurmLauncher.flags(request, folder), SlurmLauncher.environment(request)
+    trial = slurm_commands.submission(flags, request.script, folder, "--test-only")
+    try:
+        answer = slurm_commands.run(trial, env=environment, timeout_s=slurm_commands.SUBMIT_S)
+        ok, said = answer.code == 0, answer.said
+    except EmflowError as error:
+        ok, said = False, str(error)
+    return Rehearsal(
+        command=slurm_commands.submission(flags, request.script, folder),
+        environment=request.environment,
+        script=request.script.read_text("utf-8"),
+        said=said,
+        ok=ok,
+    )
+
+
+def check_pools(config: Config) -> list[Finding]:
+    """What pools need: the folder, the secret, what starts them; and the pools that are up."""
+    return list(_check(config))
+
+
+def _check(config: Config) -> Iterator[Finding]:
+    folder = PoolFolder(config.pool.folder)
+    yield _place(config)
+    try:
+        secret = make_secret(folder.root)
+        yield Finding(part="pool secret", ok=True, found=f"{printable(str(secret))}, for this user only")
+    except (EmflowError, OSError) as error:
+        fix = f"let only the service's user read {printable(str(folder.root / SECRET_FILE))}"
+        yield Finding(part="pool secret", ok=False, found=printable(str(error)), fix=fix)
+        return
+    yield _starter(config)
+    try:
+        up = relay_of(config, folder).glance()
+    except (EmflowError, OSError) as error:
+        yield Finding(part="pools", ok=False, found=printable(str(error)), fix="emflow pool status")
+        return
+    told = "; ".join(f"{pool.name} {pool.standing} on {pool.host}" for pool in up)
+    held = " They are stopped (emflow pool stop)." if folder.held else ""
+    # none is no fault: jobs go another way meanwhile
+    yield Finding(part="pools", ok=True, found=told or f"none is up.{held} {_START}")
+
+
+def _place(config: Config) -> Finding:
+    """Whether the nodes can see the pool folder, as far as this machine can tell."""
+    root, part = config.pool.folder, "pool folder"
+    where = printable(str(root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        kind = _file_system(root)
+    except OSError as error:
+        fix = f"let the service's user write to {where}, or correct folder in [pool]"
+        return Finding(part=part, ok=False, found=f"{where}: {error.strerror}", fix=fix)
+    elsewhere = config.pool.launcher == "slurm" or bool(config.pool.hosts)
+    if os.path.realpath(root).startswith("/proc") or not os.access(root, os.W_OK):
+        return Finding(part=part, ok=False, found=f"{where} can't be written to", fix="correct folder in [pool]")
+    warned = f" ({kind}, a file system of this machine: the nodes must see it under the same path)"
+    return Finding(part=part, ok=True, found=where + (warned if elsewhere and kind in _LOCAL_DISKS else f" ({kind})"))
+
+
+def _file_system(path: Path) -> str:
+    """Kind of the file system that a path lies on.  Source: proc(5), mountinfo."""
+    best, kind = "", "unknown"
+    real = os.path.realpath(path)
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        mount = fields.split()[4].replace("\\040", " ")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, rest.split()[0]
+    return kind
+
+
+def _starter(config: Config) -> Finding:
+    part = "pool launcher"
+    if config.pool.launcher == "slurm":
+        found = shutil.which("sbatch")
+        fix = "" if found else 'install Slurm\'s client commands here, or set [pool] launcher = "mpiexec"'
+        return Finding(part=part, ok=found is not None, found=found or "no sbatch", fix=fix)
+    try:
+        hosts = hosts_of(config)
+    except EmflowError as error:
+        return Finding(part=part, ok=False, found=error.message, fix=error.next_step)
+    launcher = find_launcher(config.slurm.python or sys.executable)
+    needed = config.scheduler.ranks > 1 or bool(hosts)
+    told = f"{launcher or 'no mpiexec'}, {config.scheduler.ranks} ranks on {', '.join(hosts) or 'this machine'}"
+    fix = "" if launcher or not needed else "pip install mpich, or set [scheduler] ranks = 1"
+    return Finding(part=part, ok=not fix, found=printable(told), fix=fix)
