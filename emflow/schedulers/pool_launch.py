@@ -12,7 +12,7 @@ from emflow.errors import ConfigError, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.local import OUTPUT_FILE, LocalScheduler, find_launcher, shipped
-from emflow.schedulers.pool_relay import Launcher
+from emflow.schedulers.pool_signs import Launcher
 from emflow.schedulers.slurm_reasons import explained
 from emflow.schedulers.slurm_states import judge
 
@@ -85,23 +85,29 @@ class HereLauncher:
     """
 
     def __init__(self, config: Config) -> None:
-        self._starter = starter_of(config)
+        self._config = config
+        self._known = LocalScheduler()
+        self._starter: LocalScheduler | None = None
 
     def submit(self, name: str, folder: Path, resources: Resources) -> str:
         """Start a pool in a session of its own."""
+        if self._starter is None:
+            self._starter = starter_of(self._config)
         return self._starter.submit(name, folder, resources)
 
     def find(self, name: str, folder: Path) -> list[str]:
         """The pool that was started in this folder."""
-        return self._starter.find(name, folder)
+        return self._known.find(name, folder)
 
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
         """How pools are; what outlived its mpiexec is ended."""
-        return self._starter.poll(jobs)
+        if self._starter is not None:
+            self._starter.poll({})  # takes leave of those that have ended
+        return self._known.poll(jobs)
 
     def cancel(self, *scheduler_ids: str) -> None:
         """End pools with all their processes on this machine; mpiexec ends those on others."""
-        self._starter.cancel(*scheduler_ids)
+        self._known.cancel(*scheduler_ids)
 
 
 def starter_of(config: Config) -> LocalScheduler:
@@ -133,9 +139,9 @@ def hosts_of(config: Config) -> tuple[str, ...]:
     return config.pool.hosts
 
 
-def launcher_of(config: Config) -> Launcher:
-    """The launcher that ``[pool] launcher`` names."""
-    return SlurmLauncher(config) if config.pool.launcher == "slurm" else HereLauncher(config)
+def launchers(config: Config) -> dict[str, Launcher]:
+    """All launchers: pools that another one started, before the configuration was changed, must be ended too."""
+    return {"slurm": SlurmLauncher(config), "mpiexec": HereLauncher(config)}
 
 
-__all__ = ["HereLauncher", "SlurmLauncher", "hosts_of", "launcher_of", "starter_of"]
+__all__ = ["HereLauncher", "SlurmLauncher", "hosts_of", "launchers", "starter_of"]

@@ -7,7 +7,7 @@ always somebody who takes tasks, and nobody is told to stop before somebody else
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from emflow.schedulers.pool_folder import Closed
@@ -73,21 +73,6 @@ class Plan:
 
     start: int = 0
     drain: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Beats:
-    """When signs of life came, by our own clock: what other hosts say of the time is never compared with ours."""
-
-    last: dict[str, tuple[bytes, float]] = field(default_factory=dict)
-
-    def silence_s(self, name: str, beat: bytes, now: float) -> float:
-        """Seconds since a pool's heartbeat changed; 0 when it is seen for the first time."""
-        known = self.last.get(name)
-        if known is None or known[0] != beat:
-            self.last[name] = (beat, now)
-            return 0.0
-        return now - known[1]
 
 
 def relay_time_s(walltime_s: float, relay_s: float) -> float:

@@ -10,31 +10,24 @@ import contextlib
 import dataclasses
 import fcntl
 import logging
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
-from emflow.errors import EmflowError, SubmitError, Unavailable, printable
-from emflow.records import EndCause, JobStatus, Resources, SchedulerPhase
+from emflow.errors import EmflowError, SubmitError, printable
+from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers import pool_plan
-from emflow.schedulers.pool_folder import Closed, PoolFolder
-from emflow.schedulers.pool_look import Found, empty_hands, read_pool, seen, standing_of
-from emflow.schedulers.pool_plan import Beats, Seen
+from emflow.schedulers.pool_folder import Closed
+from emflow.schedulers.pool_look import Found, empty_hands, read_pool
+from emflow.schedulers.pool_plan import Seen
+from emflow.schedulers.pool_signs import GONE, PREFIX, Signs
 from mpi_kernels import jsonfile
 from mpi_kernels.errors import KernelError
 from mpi_kernels.pool.client import PoolClient
 from mpi_kernels.pool.records import POOL_FILE, PoolSpec
 
 log = logging.getLogger("emflow")
-
-PREFIX = "emflow-pool-"
-"""Before a pool's name in its job name: a person who reads squeue knows what it is."""
-
-QUIET_S = 5.0
-"""Silence after which the launcher is asked whether the pool runs; it should give a sign of life every second."""
 
 STALE_S = 20.0
 """Silence after which a pool that runs is ended: a node that swaps, or a file system, may hang for some seconds."""
@@ -48,31 +41,10 @@ LOST_S = 30.0
 YOUNG_S = 30.0
 """A pool that ends by itself before it is so old says that something is wrong."""
 
-ASK_S = 3.0
-"""Between two questions to Slurm about pools that give no sign of life: each is a process, and work for slurmctld."""
-
 ANSWER_S = 2.0
 """How long a pool may take to answer."""
 
 CLEAN_S = 3600.0
-
-_GONE = (SchedulerPhase.ENDED, SchedulerPhase.GONE)
-
-
-class Launcher(Protocol):
-    """What starts and ends pools; every scheduler whose script is ``pool.sbatch`` can."""
-
-    def submit(self, name: str, folder: Path, resources: Resources) -> str:
-        """Start a pool; as `Scheduler.submit`."""
-
-    def find(self, name: str, folder: Path) -> list[str]:
-        """Ids of what was started under a name; as `Scheduler.find`."""
-
-    def poll(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
-        """How pools are; as `Scheduler.poll`."""
-
-    def cancel(self, *scheduler_ids: str) -> None:
-        """End pools; as `Scheduler.cancel`."""
 
 
 class Relay:
@@ -80,12 +52,8 @@ class Relay:
 
     Parameters
     ----------
-    folder : PoolFolder
-        Where everything is written down.
-    launcher : Launcher
-        Starts and ends them.
-    kind : str
-        Its name, for ``launched.json``; ``slurm`` is asked only in doubt, another launcher in each turn.
+    signs : Signs
+        Of the pools' lives; it knows the folder where they are written down, and what starts and ends them.
     spec : PoolSpec
         What each pool is, but for its name.
     count : int
@@ -94,32 +62,25 @@ class Relay:
         So long before the end the successor is asked for.
     lock : Path
         File on a local disk that is locked for a turn, so that no two processes start the same pool.
+    stale_s : float
+        Silence after which a pool that runs is ended.
     """
 
     def __init__(
         self,
-        folder: PoolFolder,
-        launcher: Launcher,
+        signs: Signs,
         spec: PoolSpec,
         *,
-        kind: str,
         count: int,
         relay_s: float,
         lock: Path,
         stale_s: float = STALE_S,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.launcher, self.kind, self.spec = folder, launcher, kind, spec
-        self._count, self._relay_s, self._lock, self._stale_s, self._clock = count, relay_s, lock, stale_s, clock
-        self._beats = Beats()
-        self._since: dict[tuple[str, str], float] = {}
-        self._said: dict[str, JobStatus] = {}
+        self.folder, self.signs, self.spec = signs.folder, signs, spec
+        self._count, self._relay_s, self._lock, self._stale_s = count, relay_s, lock, stale_s
         self._ending: dict[str, tuple[str, EndCause]] = {}
-        self._asked = self._cleaned = -math.inf
         self.pools: tuple[Seen, ...] = ()
         """All that were not closed, as the last turn saw them; replaced as a whole."""
-        self.trouble = ""
-        """Why there are not as many pools as there should be, in plain words; empty if all is well."""
 
     def turn(self) -> None:
         """Look at every pool, and do what is due."""
@@ -133,19 +94,19 @@ class Relay:
                 for name in due.drain:
                     self.drain(name)
                 self._keep(due.start)
-            if self._clock() - self._cleaned > CLEAN_S:
-                self._cleaned = self._clock()
+            if self.signs.for_s("", "cleaned") > CLEAN_S:
+                self.signs.since_now("", "cleaned")
                 self.folder.clean()
 
     def glance(self) -> tuple[Seen, ...]:
         """The pools that are up by their own files alone; nobody is asked, and nothing is done."""
         found = [(name, read_pool(self.folder.of(name))) for name in self.folder.open_names()]
-        self.pools = tuple(self._seen(name, one) for name, one in found if one.begun)
+        self.pools = tuple(self.signs.seen(name, one, self.spec) for name, one in found if one.begun)
         return self.pools
 
     def look(self) -> tuple[Seen, ...]:
         """How the pools are; one that has ended, or must end, is closed on the way."""
-        self._ask()
+        self.signs.ask()
         looked = [self._look(name) for name in self.folder.open_names()]
         self.pools = tuple(pool for pool in looked if pool is not None)
         return self.pools
@@ -164,12 +125,12 @@ class Relay:
         jsonfile.publish(folder / POOL_FILE, jsonfile.encode(spec))
         resources = Resources(ranks=spec.ranks, time_limit_s=int(spec.walltime_s))
         try:
-            scheduler_id = self.launcher.submit(PREFIX + name, folder, resources)
+            scheduler_id = self.signs.starter.submit(PREFIX + name, folder, resources)
         except SubmitError as error:
             if not error.transient:
                 self._close(name, f"refused: {error}", EndCause.FAILED, young=True)
             raise
-        self.folder.write_launched(name, self.kind, scheduler_id)
+        self.folder.write_launched(name, self.signs.kind, scheduler_id)
         log.info("started pool %s as %s", name, scheduler_id)
         return name
 
@@ -189,63 +150,44 @@ class Relay:
     def end(self, name: str, reason: str, cause: EndCause = EndCause.CANCELLED) -> bool:
         """End a pool for real and close it; False while it is not certain that nothing of it runs."""
         self._ending[name] = reason, cause
-        try:
-            known = self._ids(name)
-            if known:
-                self.launcher.cancel(*known)
-                said = self.launcher.poll({PREFIX + name: known[0]})[PREFIX + name]
-                if said.phase not in _GONE:
-                    return False
-                self._said[name] = said
-        except Unavailable as error:
-            self._tell(f"pool {name} can't be ended: {error}")
-            return False
-        self._close(name, reason, cause)
-        return True
+        if self.signs.end(name):
+            self._close(name, reason, cause)
+            return True
+        return False
 
     # --- one pool
 
     def _look(self, name: str) -> Seen | None:
         """One pool, or None if it has been closed now; without a word of the launcher it is left as it is."""
-        found, said = read_pool(self.folder.of(name)), self._said.get(name)
-        silence_s = self._beats.silence_s(name, found.beat, self._clock())
+        found, said = read_pool(self.folder.of(name)), self.signs.said.get(name)
+        silence_s = self.signs.silence_s(name, found)
         phase = None if said is None else said.phase
-        if phase in _GONE:
+        if phase in GONE:
             self._gone(name, found)
             return None
         if found.ended is not None:
-            if self._for_s(name, "ended") > self._stale_s and self.end(name, found.ended.message, EndCause.COMPLETED):
+            lingers = self.signs.for_s(name, "ended") > self._stale_s
+            if lingers and self.end(name, found.ended.message, EndCause.COMPLETED):
                 return None
         elif self.folder.launched(name) is None:
-            if not self._turned_up(name) and self._for_s(name, "lost") > LOST_S:
+            lost_s = LOST_S if self.signs.kind == "slurm" else 0.0  # here there is a record, or nothing has run
+            if not self.signs.turned_up(name) and self.signs.for_s(name, "lost") > lost_s:
                 self._close(name, "nobody knows whether it was started, and it did not turn up", EndCause.UNSAID)
                 return None
         elif phase is SchedulerPhase.RUNNING:
             why = self._hangs(name, found, silence_s)
             if why and self.end(name, why, EndCause.FAILED):
                 return None
-        return self._seen(name, found, silence_s, said)
-
-    def _seen(self, name: str, found: Found, silence_s: float = 0.0, said: JobStatus | None = None) -> Seen:
-        phase = None if said is None else said.phase
-        standing = standing_of(
-            found,
-            queued=phase is SchedulerPhase.PENDING or (not found.begun and phase is None),
-            silent=found.begun and silence_s > QUIET_S,
-            leaving=self.folder.leaving(name),
-        )
-        running = said.scheduler_id if said is not None and phase is SchedulerPhase.RUNNING else ""
-        allocation = running if self.kind == "slurm" else ""
-        return seen(name, found, standing, silence_s=silence_s, allocation=allocation, fallback=self.spec)
+        return self.signs.seen(name, found, self.spec, silence_s)
 
     def _hangs(self, name: str, found: Found, silence_s: float) -> str:
         """Why a pool that runs must be ended; empty if it need not."""
         if found.begun:
             return f"no sign of life for {silence_s:.0f} s" if silence_s > self._stale_s else ""
-        return f"its ranks did not begin within {BEGIN_S:.0f} s" if self._for_s(name, "running") > BEGIN_S else ""
+        return f"its ranks did not begin within {BEGIN_S:.0f} s" if self.signs.for_s(name, "running") > BEGIN_S else ""
 
     def _gone(self, name: str, found: Found) -> None:
-        said = self._said[name]
+        said = self.signs.said[name]
         if name in self._ending:
             self._close(name, *self._ending[name])
         elif found.ended is not None and found.ended.why != "gave-up":
@@ -257,7 +199,7 @@ class Relay:
 
     def _close(self, name: str, reason: str, cause: EndCause, *, young: bool | None = None) -> None:
         """Record that nothing of a pool runs any more; only after its launcher has said so."""
-        folder, said = self.folder.of(name), self._said.pop(name, None)
+        folder, said = self.folder.of(name), self.signs.said.pop(name, None)
         found = read_pool(folder)
         told = cause is EndCause.CANCELLED
         closed = Closed(
@@ -273,83 +215,26 @@ class Relay:
         fine = told or cause is EndCause.COMPLETED
         log.log(logging.INFO if fine else logging.WARNING, "pool %s has ended: %s", name, printable(reason))
 
-    def _for_s(self, name: str, what: str) -> float:
-        """Seconds since something was first seen of a pool, by our own clock."""
-        now = self._clock()
-        return now - self._since.setdefault((name, what), now)
-
-    # --- starting, and asking
+    # --- starting
 
     def _keep(self, count: int) -> None:
         """Start what is missing, but not at once where pools die young."""
         if not count:
-            self.trouble = ""
+            self.signs.trouble = ""
             return
         found = [self.folder.closed(name) for name in self.folder.names()]
         closed = sorted((one for one in found if one is not None), key=lambda one: one.wall_ns)
         pause_s = pool_plan.pause_s(closed)
         waited_s = (time.time_ns() - closed[-1].wall_ns) / 1e9 if closed else 0.0
         if 0 <= waited_s < pause_s:  # a clock that was set back does not make it wait
-            self._tell(f"pools end soon after their start ({closed[-1].reason}); the next one after {pause_s:.0f} s")
+            why = closed[-1].reason
+            self.signs.tell(f"pools end soon after their start ({why}); the next one after {pause_s:.0f} s")
             return
         try:
             for _ in range(count):
                 self.start()
         except EmflowError as error:
-            self._tell(f"no pool can be started: {error}")
-
-    def _turned_up(self, name: str) -> bool:
-        """Whether a pool whose start was in doubt is there after all, or nobody can say."""
-        try:
-            return bool(self._ids(name))
-        except Unavailable as error:
-            self._since.pop((name, "lost"), None)
-            self._tell(f"nobody can say whether pool {name} was started: {error}")
-            return True
-
-    def _ids(self, name: str) -> list[str]:
-        """What a pool was started as; found by its name, and recorded, where that is not known."""
-        launched = self.folder.launched(name)
-        if launched is not None:
-            return [launched.scheduler_id]
-        known = self.launcher.find(PREFIX + name, self.folder.of(name))
-        if known:
-            self.folder.write_launched(name, self.kind, known[-1])
-        return known
-
-    def _ask(self) -> None:
-        """Ask the launcher how pools are, all in one question."""
-        names = self.folder.open_names()
-        self._said = {name: said for name, said in self._said.items() if name in names and not self._alive(name)}
-        if self.kind == "slurm" and self._clock() - self._asked < ASK_S:
-            return
-        ids = {}
-        for name in names:
-            launched = self.folder.launched(name)
-            if launched is not None and launched.launcher == self.kind and not self._alive(name):
-                ids[PREFIX + name] = launched.scheduler_id
-        if not ids:
-            return
-        self._asked = self._clock()
-        try:
-            said = self.launcher.poll(ids)
-        except Unavailable as error:
-            self._tell(f"nobody can say how the pools are: {error}")
-            return
-        self._said |= {name.removeprefix(PREFIX): status for name, status in said.items()}
-
-    def _alive(self, name: str) -> bool:
-        """Whether a pool's own sign of life is enough, and Slurm need not be asked."""
-        if self.kind != "slurm":
-            return False
-        found = read_pool(self.folder.of(name))
-        quiet = self._beats.silence_s(name, found.beat, self._clock()) > QUIET_S
-        return found.begun and found.ended is None and not quiet
-
-    def _tell(self, trouble: str) -> None:
-        if self.trouble != trouble:
-            log.warning("%s", printable(trouble))
-        self.trouble = trouble
+            self.signs.tell(f"no pool can be started: {error}")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

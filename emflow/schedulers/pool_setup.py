@@ -14,9 +14,10 @@ from emflow.records import Resources
 from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.local import find_launcher
 from emflow.schedulers.pool_folder import PoolFolder
-from emflow.schedulers.pool_launch import SlurmLauncher, hosts_of, launcher_of, starter_of
-from emflow.schedulers.pool_relay import PREFIX, Relay
+from emflow.schedulers.pool_launch import SlurmLauncher, hosts_of, launchers, starter_of
+from emflow.schedulers.pool_relay import Relay
 from emflow.schedulers.pool_secret import SECRET_FILE, make_secret
+from emflow.schedulers.pool_signs import PREFIX, Signs
 from emflow.schedulers.protocol import Finding, Rehearsal
 from mpi_kernels.events import host_name
 from mpi_kernels.pool.records import PoolSpec
@@ -36,10 +37,8 @@ def relay_of(config: Config, folder: PoolFolder) -> Relay:
     """The relay that the configuration asks for; nothing is started or asked yet, but the secret is made."""
     pool = config.pool
     return Relay(
-        folder,
-        launcher_of(config),
+        Signs(folder, launchers(config), pool.launcher),
         spec_of(config, make_secret(pool.folder)),
-        kind=pool.launcher,
         count=pool.count,
         relay_s=pool.relay_s,
         lock=config.service.state / LOCK_FILE,
