@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ LOOK_S = 0.3
 
 END_S = 60.0
 """How long the end of a pool may take after it was told to: Slurm kills after 30 s by default."""
+
+PIPED_WIDTH = 10_000
+"""Columns where there is no terminal: more than any line needs."""
 
 HEADS = ("pool", "where", "state", "job", "done", "left", "successor")
 
@@ -48,13 +52,13 @@ def start(ctx: click.Context, count: int | None, wait: bool, as_json: bool) -> i
             p for p in relay.look() if p.standing not in ("draining", "silent") and not is_old(p, config.pool.relay_s)
         ]
         started = [relay.start() for _ in range(max(0, wanted - len(up)))]
-    names = [p.name for p in up] + started
+    names = [one.name for one in up] + started
     if not as_json:
         click.echo("\n".join(f"started {name}" for name in started) or f"{len(up)} already there, none is missing")
     if wait:
         _wait(relay, f"{len(names)} pools to take tasks", lambda pools: _ready(pools, names))
     if as_json:
-        print_json({"started": started, "there": [p.name for p in up]})
+        print_json({"started": started, "there": [one.name for one in up]})
     return 0
 
 
@@ -81,7 +85,7 @@ def drain(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> int:
     """Let pools finish the task that runs and end; all if none is named.  A running service replaces them."""
     relay = _relay(ctx)
     with relay.locked():
-        known = [p.name for p in relay.look()]
+        known = [one.name for one in relay.look()]
         if unknown := [name for name in names if name not in known]:
             raise UsageError(
                 f"no pool is called {printable(unknown[0])!r}", next_step=f"There are: {', '.join(known) or 'none'}"
@@ -105,10 +109,10 @@ def stop(ctx: click.Context, timeout: int, as_json: bool) -> int:
     relay = _relay(ctx)
     with relay.locked():
         relay.folder.hold(True)
-        names = [p.name for p in relay.look()]
+        names = [one.name for one in relay.look()]
         for name in names:
             relay.drain(name)
-        _end(relay, [p for p in relay.pools if p.standing in ("queued", "starting", "silent")])
+        _end(relay, [one for one in relay.pools if one.standing in ("queued", "starting", "silent")])
     if not _wait(relay, "pools to finish what runs", lambda pools: not pools, timeout):
         with relay.locked():
             _end(relay, list(relay.look()))
@@ -171,7 +175,7 @@ def _show(found: PoolReport) -> None:
         table = Table(*HEADS, box=None, padding=(0, 2, 0, 0))
         for line in found.pools:
             table.add_row(*_cells(line))
-        Console(width=None if click.get_text_stream("stdout").isatty() else 200).print(table)
+        Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
     else:
         last = f"; the last one: {printable(found.last)}" if found.last else ""
         click.echo(f"no pool is there{last}")

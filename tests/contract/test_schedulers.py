@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,17 +31,36 @@ from mpi_kernels.contract import (
     SourceSpec,
 )
 
-ACQUISITION = "0123456789abcdef"
+NEEDS = {"slurm": ("slurm", "mpi")}
+"""What a scheduler needs of the machine, by its name; the fixture of the first need is set up for it."""
+
 ALIVE = {SchedulerPhase.PENDING, SchedulerPhase.RUNNING}
 
 
-@pytest.fixture(params=registry.names("schedulers"))
-def scheduler(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scheduler]:
+def every_scheduler() -> Iterator[Any]:
+    for name in registry.names("schedulers"):
+        yield pytest.param(name, marks=[getattr(pytest.mark, f"needs_{need}") for need in NEEDS.get(name, ())])
+
+
+@pytest.fixture(params=every_scheduler())
+def scheduler(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
+    if "slurm" in NEEDS.get(request.param, ()):
+        for key, value in request.getfixturevalue("slurm").environment.items():
+            monkeypatch.setenv(key, value)
     path = tmp_path / "emflow.toml"
     path.write_text(f'[[watch]]\nroot = "share"\n[scheduler]\nuse = "{request.param}"\n')
     made: Scheduler = registry.load("schedulers", request.param).from_config(load(path))
     yield made
     made.close()
+
+
+def acquisition_at(root: Path) -> str:
+    """An id that no other test uses: some schedulers outlive a test, and remember its jobs by name."""
+    return hashlib.blake2b(bytes(root), digest_size=8).hexdigest()
+
+
+def job_folder(root: Path, number: int) -> Path:
+    return root / "runs" / "2024-05-01" / acquisition_at(root) / f"{number:02d}"
 
 
 @pytest.fixture
@@ -52,13 +73,13 @@ def frames(tmp_path: Path) -> Path:
 
 def plan(root: Path, source: Path, number: int = 1, ranks: int = 1) -> tuple[str, Path]:
     """A run folder as the service makes it."""
-    name = f"{ACQUISITION}-{number:02d}"
-    folder = root / "runs" / "2024-05-01" / ACQUISITION / f"{number:02d}"
+    acquisition = acquisition_at(root)
+    name, folder = f"{acquisition}-{number:02d}", job_folder(root, number)
     folder.mkdir(parents=True)
     spec = JobSpec(
         job=name,
-        acquisition=ACQUISITION,
-        trace=ACQUISITION,
+        acquisition=acquisition,
+        trace=acquisition,
         recipe=Recipe(name="test", reductions=(ReductionSpec(use="mpi_kernels.reductions.pattern:Pattern", name="p"),)),
         source=SourceSpec(path=str(source), format=registry.target("formats", "npy")),
         ranks=ranks,
@@ -135,12 +156,12 @@ def test_two_jobs_at_once_are_told_apart(scheduler: Scheduler, tmp_path: Path, f
     assert all(said[name].scheduler_id == jobs[name] for name in jobs)
     eventually(lambda: ended(scheduler, jobs))
     for name in jobs:
-        folder = tmp_path / "runs" / "2024-05-01" / ACQUISITION / name[-2:]
+        folder = job_folder(tmp_path, int(name[-2:]))
         assert jsonfile.read(ResultManifest, folder / RESULT_FILE).job == name
 
 
 def test_unknown_id_is_gone_and_unknown_name_not_found(scheduler: Scheduler, tmp_path: Path) -> None:
-    name = f"{ACQUISITION}-07"
+    name = f"{acquisition_at(tmp_path)}-07"
     assert status(scheduler, name, "no-such-job").phase is SchedulerPhase.GONE
     assert scheduler.find(name, tmp_path / "absent") == []
     assert scheduler.poll({}) == {}
