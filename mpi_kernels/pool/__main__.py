@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 from mpi_kernels import jsonfile
+from mpi_kernels.contract import CLAIM_FILE
 from mpi_kernels.errors import printable
 from mpi_kernels.failure import one_line, publish_once
-from mpi_kernels.pool.records import ENDED_FILE, POOL_FILE, TAKEN, Ended
+from mpi_kernels.pool.records import ENDED_FILE, POOL_FILE, TAKEN, Ended, Task, read_spec
 from mpi_kernels.pool.server import ABORTED, serve
 from mpi_kernels.pool.team import Stuck
 
@@ -57,9 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _give_up(folder: Path) -> None:
     """Publish ``ended.json`` in the name of ranks that died too often."""
-    left = tuple(sorted(path.stem for path in (folder / TAKEN).glob("*.json")))
+    spec = read_spec(folder)
+    left = []
+    for path in sorted((folder / TAKEN).glob("*.json")):
+        task = jsonfile.read(Task, path)
+        if not Path(spec.runs, task.folder, CLAIM_FILE).exists():
+            left.append(task.job)
     message = "its ranks died too often, see its output"
-    ended = Ended(why="gave-up", message=message, left=left, done=0, wall_ns=time.time_ns())
+    ended = Ended(why="gave-up", message=message, left=tuple(left), done=0, wall_ns=time.time_ns())
     publish_once(folder / ENDED_FILE, jsonfile.encode(ended))
 
 

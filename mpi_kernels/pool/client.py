@@ -97,18 +97,20 @@ class PoolClient:
         self._check_ended()
         said = self._ask({"do": "send", "task": {"job": task.job, "folder": task.folder}})
         if said is None:
+            beat = self._last_beat()
+            if beat is not None and beat.state == "draining":
+                raise self._drains()
             self._spool(f"{job}.json", jsonfile.encode(task))
             if self._taken_back(f"{job}.json"):
                 raise self._gone()
         elif "drains" in said:
-            raise PoolDrains(f"pool {self._spec.name} takes nothing new", next_step="give the task to another pool")
+            raise self._drains()
         self._raise_refused(said)
 
     def cancel(self, job: str) -> None:
         """Stop a job of the pool, waiting or running; a job that is not the pool's is no error."""
         with contextlib.suppress(FileNotFoundError):
             (self._folder / SPOOL / f"{job}.json").unlink()
-            return
         said = self._ask({"do": "cancel", "job": job})
         if said is None and (self._folder / TAKEN / f"{job}.json").exists():
             self._spool(f"{job}{CANCEL_SUFFIX}", b"")
@@ -135,9 +137,7 @@ class PoolClient:
             said = self._ask({"do": "beat"})
             if said is not None and "beat" in said:
                 return jsonfile.decode(Beat, str(said["beat"]))
-        with contextlib.suppress(OSError, FormatError):
-            return jsonfile.read(Beat, self._folder / HEARTBEAT_FILE)
-        return None
+        return self._last_beat()
 
     def endpoint(self) -> Endpoint | None:
         """Where the pool listens, and until when; None before it takes tasks."""
@@ -263,6 +263,11 @@ class PoolClient:
             return True
         return False
 
+    def _last_beat(self) -> Beat | None:
+        with contextlib.suppress(OSError, FormatError):
+            return jsonfile.read(Beat, self._folder / HEARTBEAT_FILE)
+        return None
+
     # --- what goes wrong
 
     def _relative(self, folder: Path) -> str:
@@ -282,6 +287,9 @@ class PoolClient:
         last = self.last()
         why = "" if last is None else f": {last.message}"
         return PoolGone(f"pool {self._spec.name} has ended{why}", next_step="give the task to another pool")
+
+    def _drains(self) -> PoolDrains:
+        return PoolDrains(f"pool {self._spec.name} takes nothing new", next_step="give the task to another pool")
 
     @staticmethod
     def _raise_refused(said: dict[str, Any] | None) -> None:

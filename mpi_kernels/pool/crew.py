@@ -25,6 +25,9 @@ from mpi_kernels.ranks import Ranks
 GRACE_S = 10.0
 """So long the ranks may take to come together after one of them has failed; then all are ended."""
 
+KEPT = 64
+"""Teams that were given up and whose buffers are kept: what was on its way has come in long before there are more."""
+
 MESSAGE = 8192
 """Bytes of the longest message: a path of 4096 bytes (PATH_MAX), escaped, and some words."""
 
@@ -40,6 +43,13 @@ class Crew:
         All ranks of the pool.
     nap_s : float
         How long an idle rank sleeps between two looks.
+
+    Attributes
+    ----------
+    begun_ns : int
+        Monotonic time at which the last task began on this rank; on rank 0, on the last rank of its machine.
+    nodes : tuple of str
+        Host of each rank; on rank 0.
     """
 
     def __init__(self, world: Any, nap_s: float) -> None:
@@ -48,6 +58,7 @@ class Crew:
         self._teams: dict[int, Team] = {self.size: Team(world.Dup(), self._look)}
         self._given_up: list[Team] = []
         self._number, self._job = 0, ""
+        self.begun_ns = 0
         self._running = False
         self._stopped = ""  # the last job that was to be stopped
         self._patience: float | None = None  # by then (monotonic) it must have gone on
@@ -76,7 +87,6 @@ class Crew:
             self._give_up(ranks)
             for rank in range(1, ranks):
                 self._send({"do": "settled", "ranks": ranks}, rank, ORDER)
-        self._given_up = self._given_up[-1000:]
         if error is None and failed:
             error = Elsewhere(min(failed))
         if error is not None:
@@ -125,7 +135,8 @@ class Crew:
                 continue
             number = order["task"]
             failed = self._do(number, Path(order["folder"]), order["ranks"]) is not None
-            self._send({"task": number, "rank": self.rank, "ok": not failed}, 0, REPORT)
+            report = {"task": number, "rank": self.rank, "ok": not failed, "begun_ns": self.begun_ns}
+            self._send(report, 0, REPORT)
             if failed:
                 self._patience = time.monotonic() + GRACE_S
 
@@ -146,6 +157,7 @@ class Crew:
             team = self._teams[ranks] = Team(self._comm.Create_group(group, number & 0x7FFF), self._look)
             group.Free()
         self._number, self._job = number, f"{folder.parent.name}-{folder.name}"
+        self.begun_ns = time.monotonic_ns()
         try:
             self._running = True
             try:
@@ -180,6 +192,8 @@ class Crew:
             now = time.monotonic()
             if report is not None:
                 missing.discard(report["rank"])
+                if self.nodes[report["rank"]] == self.nodes[0]:  # clocks of other machines can't be compared
+                    self.begun_ns = max(self.begun_ns, report["begun_ns"])
                 if not report["ok"]:
                     wrong.add(report["rank"])
                     end = end or now + GRACE_S
@@ -192,7 +206,7 @@ class Crew:
     def _give_up(self, ranks: int) -> None:
         team = self._teams.pop(ranks, None)
         if team is not None:
-            self._given_up.append(team)
+            self._given_up = [*self._given_up[1 - KEPT :], team]
 
     def _order(self) -> dict[str, Any]:
         from mpi4py import MPI

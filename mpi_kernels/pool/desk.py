@@ -57,11 +57,11 @@ class Desk:
     def __init__(self, folder: Path, spec: PoolSpec, life: int, stop: Callable[[str], None]) -> None:
         self._folder, self._spec, self._life, self._stop = folder, spec, life, stop
         self._lock = threading.RLock()
-        self._waiting: OrderedDict[str, Task] = OrderedDict()
+        self._waiting: OrderedDict[str, tuple[Task, int]] = OrderedDict()  # with the monotonic time of its taking
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._running = NO_TASK  # job, and wall time of its start and of its last progress
         self._cancelled_at: float | None = None
-        self._done = self._failed = 0
+        self._done = self._failed = self._taken_ns = 0
         self._why: Why | None = None
         self.push: Callable[[dict[str, Any]], None] = lambda _: None
         for name in (SPOOL, TAKEN):
@@ -96,6 +96,7 @@ class Desk:
         OSError
             It could not be written down, and was not taken.
         """
+        arrived_ns = time.monotonic_ns()
         check_task(task)
         with self._lock:
             if task.job in self._waiting or task.job == self._running[0]:
@@ -104,7 +105,7 @@ class Desk:
                 return {"drains": self._why}
             run_folder(self._spec.runs, task)
             _note(self._taken(task.job), jsonfile.encode(task))
-            self._put(task)
+            self._put(task, arrived_ns)
         return {"taken": task.job}
 
     def look(self) -> bool:
@@ -131,7 +132,7 @@ class Desk:
                 path.unlink(missing_ok=True)
                 ended.append(TaskEnd(job=task.job, how=_how(folder, "lost"), why="the ranks were ended"))
             else:
-                self._put(task)
+                self._put(task, time.monotonic_ns())
         return ended
 
     def cancel(self, job: str) -> bool:
@@ -150,11 +151,10 @@ class Desk:
 
     def next(self, timeout_s: float) -> Task | None:
         """The oldest task that waits; it runs from now on.  None if there is none within the time, or no more."""
+        task = None
         with self._lock:
-            if not self._waiting or self._why is not None:
-                task = None
-            else:
-                _, task = self._waiting.popitem(last=False)
+            if self._waiting and self._why is None:
+                _, (task, self._taken_ns) = self._waiting.popitem(last=False)
                 now = time.time_ns()
                 self._running, self._cancelled_at = (task.job, now, now), None
         if task is None and self._why is None:
@@ -162,8 +162,8 @@ class Desk:
                 self._bell.get(timeout=timeout_s)
         return task
 
-    def finished(self, task: Task, error: BaseException | None, folder: Path | None) -> None:
-        """Take leave of the task that ran."""
+    def finished(self, task: Task, error: BaseException | None, folder: Path | None, begun_ns: int) -> None:
+        """Take leave of the task that ran: what failed, its run folder if it has one, when all ranks had begun."""
         why = "" if error is None else failure.one_line(error)[:500]
         with self._lock:
             how: How = "cancelled" if self._cancelled_at is not None else "refused" if folder is None else "error"
@@ -171,7 +171,8 @@ class Desk:
             self._running, self._cancelled_at = NO_TASK, None
             self._done += 1
             self._failed += how != "result"
-            self._gone(TaskEnd(job=task.job, how=how, why=why))
+            dispatch_ms = max(0.0, round((begun_ns - self._taken_ns) / 1e6, 3))  # 0: it never began
+            self._gone(TaskEnd(job=task.job, how=how, why=why, dispatch_ms=dispatch_ms))
 
     def drain(self, why: Why) -> None:
         """Take nothing new, and end after the task that runs; also from a signal handler."""
@@ -237,9 +238,9 @@ class Desk:
     def _taken(self, job: str) -> Path:
         return self._folder / TAKEN / f"{job}.json"
 
-    def _put(self, task: Task) -> None:
+    def _put(self, task: Task, arrived_ns: int) -> None:
         with self._lock:
-            self._waiting[task.job] = task
+            self._waiting[task.job] = (task, arrived_ns)
         self._bell.put(None)
 
     def _gone(self, end: TaskEnd) -> None:
@@ -258,6 +259,7 @@ class Desk:
             self._take_spooled(path, name.removesuffix(".json"))
 
     def _take_spooled(self, path: Path, job: str) -> None:
+        arrived_ns = time.monotonic_ns()
         with self._lock:
             known = job in self._waiting or job == self._running[0]
             try:
@@ -274,7 +276,7 @@ class Desk:
             except KernelError as error:
                 self._gone(TaskEnd(job=job, how="refused", why=failure.one_line(error)[:500]))
                 return
-            self._put(task)
+            self._put(task, arrived_ns)
 
 
 def _how(folder: Path, otherwise: How) -> How:

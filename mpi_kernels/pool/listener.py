@@ -10,11 +10,13 @@ import contextlib
 import queue
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from mpi_kernels.failure import one_line
 from mpi_kernels.pool import wire
 from mpi_kernels.pool.errors import WrongSecret
 
@@ -100,7 +102,11 @@ class Listener(threading.Thread):
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
             elif key.data.open:
-                self._serve(key.data)
+                try:
+                    self._serve(key.data)
+                except Exception as error:  # noqa: BLE001  one client's question must not cost the others their answers
+                    print(f"pool {self._pool.decode()}: {one_line(error)}", file=sys.stderr, flush=True)
+                    self._drop(key.data)
         now = time.monotonic()
         for line in [line for line in self._strangers if line.until <= now]:
             self._drop(line)

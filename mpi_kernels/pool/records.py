@@ -59,8 +59,8 @@ class PoolSpec:
     reach : {"auto", "tcp", "spool"}
         How tasks come.
     gateway : str
-        Host of who wrote this.  A pool whose rank 0 runs there listens on loopback, any other one on all addresses of
-        rank 0's node.
+        `mpi_kernels.events.host_name` of who wrote this.  A pool whose rank 0 runs there listens on loopback, any other
+        one on all IPv4 addresses of rank 0's node.
     device : {"cpu", "gpu"}
         ``gpu``: each rank opens its card before the pool says that it is idle.
     """
@@ -148,11 +148,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnd:
-    """A task is no longer in the pool's hands; a hint, the run folder is the truth."""
+    """A task is no longer in the pool's hands; a hint, the run folder is the truth.
+
+    Attributes
+    ----------
+    dispatch_ms : float
+        Milliseconds from the taking of the task to its start on the last rank of rank 0's machine, the wait for tasks
+        before it included; 0 if it never began.
+    """
 
     job: str
     how: How
     why: str = ""
+    dispatch_ms: float = 0.0
     v: int = SCHEMA
 
 

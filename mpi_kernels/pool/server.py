@@ -55,8 +55,8 @@ def serve(folder: Path, world: Any) -> None:
         It could not be started, or its ranks can't go on together: the caller ends them all.
     """
     rank = int(world.Get_rank())
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # until there is something to end in good order
+    early: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _: early.append(number))  # drained before it has begun
     spec = read_spec(folder)
     check_size(Ranks(world), spec.ranks, str(folder / "pool.json"))
     if (folder / ENDED_FILE).exists():
@@ -66,9 +66,12 @@ def serve(folder: Path, world: Any) -> None:
     if rank:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, crew.hurry)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         crew.serve()
         return
-    _Lead(folder, spec, crew, found).serve()
+    lead = _Lead(folder, spec, crew, found)
+    lead.serve(drained=bool(early))
 
 
 class _Lead:
@@ -85,12 +88,14 @@ class _Lead:
         self._stopped_by = 0
         self._say(f"{crew.size} ranks, {found}")
 
-    def serve(self) -> None:
+    def serve(self, *, drained: bool) -> None:
         """Take tasks until the pool ends, and say why it did."""
         beats = threading.Thread(target=self._beats, name="pool-heartbeat", daemon=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._signalled)
         signal.signal(signal.SIGUSR2, self._crew.interrupted)
+        if drained:
+            self._desk.drain("drained")
         ended = self._desk.resume()
         try:
             self._listen()
@@ -137,7 +142,7 @@ class _Lead:
             error = wrong
         if error is not None:
             self._say(f"{task.job}: {failure.one_line(error)}")
-        self._desk.finished(task, error, folder)
+        self._desk.finished(task, error, folder, self._crew.begun_ns)
 
     def _ranks(self, folder: Path, task: Task) -> int:
         """How many ranks a job wants; one that can't run here fails before any rank begins it."""
