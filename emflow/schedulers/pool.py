@@ -191,7 +191,6 @@ class PoolScheduler:
         """Who keeps the pools and who sends to them; made when they are needed first, since the secret is made too."""
         if self._made is None:
             relay = relay_of(self._config, self._folder)
-            relay.glance()  # before the first turn is over: pools of the service before this one may be up
             self._made = relay, Sender(self._config.pool, self._folder, relay, self._fallback)
         return self._made
 

@@ -99,10 +99,10 @@ class Relay:
                 self.folder.clean()
 
     def glance(self) -> tuple[Seen, ...]:
-        """The pools that are up by their own files alone; nobody is asked, and nothing is done."""
-        found = [(name, read_pool(self.folder.of(name))) for name in self.folder.open_names()]
-        self.pools = tuple(self.signs.seen(name, one, self.spec) for name, one in found if one.begun)
-        return self.pools
+        """The pools that have begun, by their own files as they are now; nobody is asked, and nothing is done."""
+        found = ((name, read_pool(self.folder.of(name))) for name in self.folder.open_names())
+        signs = self.signs
+        return tuple(signs.seen(name, one, self.spec, signs.silence_s(name, one)) for name, one in found if one.begun)
 
     def look(self) -> tuple[Seen, ...]:
         """How the pools are; one that has ended, or must end, is closed on the way."""

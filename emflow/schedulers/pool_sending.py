@@ -61,7 +61,7 @@ class Sender:
         why = _NOBODY
         loads = list(self._at.values())
         load = {name: loads.count(name) for name in set(loads)}
-        for pool in pool_plan.choose(self._relay.pools, sent.ranks, load):
+        for pool in pool_plan.choose(self._relay.glance(), sent.ranks, load):
             if pool.name in tried:
                 continue
             aimed = msgspec.structs.replace(sent, to=pool_id(pool.name, sent.job), why="")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,10 @@ LOCK_FILE = "pools.lock"
 WARNED_PART = 0.2
 """Of its walltime, at most: so long before its end a pool takes nothing new."""
 
+END_S = 60.0
+"""How long the end of a pool may take after it was told to: Slurm kills after 30 s by default."""
+
+_LOOK_S = 0.3
 _EXAMPLE = "20240501T120000-00"
 _START = 'emflow pool start starts one now; a service with [scheduler] use = "pool" does so by itself'
 _LOCAL_DISKS = frozenset({"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
@@ -43,6 +48,24 @@ def relay_of(config: Config, folder: PoolFolder) -> Relay:
         relay_s=pool.relay_s,
         lock=config.service.state / LOCK_FILE,
     )
+
+
+def end_pools(config: Config, seconds: float = END_S) -> bool:
+    """End all pools at once, with what they do, and start none until `PoolFolder.hold` is taken back.
+
+    Returns
+    -------
+    bool
+        Whether it is certain that nothing of them runs any more.
+    """
+    relay, until = relay_of(config, PoolFolder(config.pool.folder)), time.monotonic() + seconds
+    relay.folder.hold(True)
+    while True:
+        with relay.locked():
+            left = [pool for pool in relay.look() if not relay.end(pool.name, "stopped by a person")]
+        if not left or time.monotonic() > until:
+            return not left
+        time.sleep(_LOOK_S)
 
 
 def spec_of(config: Config, secret: Path) -> PoolSpec:
