@@ -22,7 +22,8 @@ from emflow.schedulers.pool_fallback import Fallback, way_of
 from emflow.schedulers.pool_folder import PoolFolder, Sent
 from emflow.schedulers.pool_jobs import PoolJobs, pool_id, pool_of
 from emflow.schedulers.pool_look import holder_of, holds
-from emflow.schedulers.pool_relay import Relay
+from emflow.schedulers.pool_plan import Seen
+from emflow.schedulers.pool_relay import STALE_S
 from emflow.schedulers.pool_sending import Sender
 from emflow.schedulers.pool_setup import check_pools, rehearse_pool, relay_of
 from emflow.schedulers.protocol import Finding, Rehearsal
@@ -44,17 +45,20 @@ class PoolScheduler:
     ----------
     config : Config
         ``[pool]``, and ``[slurm]`` where Slurm is the launcher.
+    stale_s : float
+        Silence after which a pool that runs is ended.
     """
 
     name: ClassVar[str] = "pool"
     ends_with_service: ClassVar[bool] = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, stale_s: float = STALE_S) -> None:
         self._config = config
         self._folder = PoolFolder(config.pool.folder)
         self._jobs = PoolJobs(self._folder)
         self._fallback = Fallback(config)
-        self._made: tuple[Relay, Sender] | None = None
+        self._relay = relay_of(config, self._folder, stale_s=stale_s)
+        self._sender = Sender(config.pool, self._folder, self._relay, self._fallback)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="pools")
         self._turn: Future[None] | None = None
         self._turn_due = 0.0
@@ -76,7 +80,7 @@ class PoolScheduler:
             memory_mib=resources.memory_mib,
             to="",
         )
-        return self._parts()[1].send(sent).to
+        return self._sender.send(sent).to
 
     def find(self, name: str, folder: Path) -> list[str]:
         """Where a job is: as its record says if that is so, in the hands of any pool, or where jobs go without one."""
@@ -98,13 +102,13 @@ class PoolScheduler:
         said: dict[str, JobStatus] = {}
         elsewhere: dict[str, str] = {}
         for name, scheduler_id in jobs.items():
-            sent = self._folder.sent(name)
-            if sent is not None and pool_of(scheduler_id) is not None and sent.to:
-                sent, status = self._judged(sent)
-                if pool_of(sent.to) is not None:
-                    said[name] = status
-                else:
+            sent = self._folder.sent(name) if pool_of(scheduler_id) is not None else None
+            if sent is not None:
+                sent, status = self._followed(sent)
+                if status is None:
                     elsewhere[name] = sent.to
+                else:
+                    said[name] = status
             elif way_of(scheduler_id) is not None:
                 elsewhere[name] = scheduler_id
             else:
@@ -126,14 +130,16 @@ class PoolScheduler:
             if sent is None:
                 continue
             if pool_of(sent.to) is None:
-                elsewhere.append(sent.to)
+                elsewhere += (
+                    [sent.to] if not sent.to.endswith(":") else self._fallback.find(sent.job, Path(sent.folder))
+                )
                 continue
             self._folder.write_sent(msgspec.structs.replace(sent, cancelled=True))
-            self._parts()[1].stop(sent)
+            self._sender.stop(sent)
             pools.append(sent)
         self._fallback.cancel(*elsewhere)
         for sent in pools:
-            self._parts()[1].make_sure(sent)
+            self._sender.make_sure(sent)
 
     # --- the pools
 
@@ -147,7 +153,7 @@ class PoolScheduler:
                 self._turn_due = now + TROUBLE_S
         if self._turn is None and now >= self._turn_due:
             self._turn_due = now + TURN_S
-            self._turn = self._worker.submit(self._parts()[0].turn)
+            self._turn = self._worker.submit(self._relay.turn)
 
     def rehearse(self, resources: Resources) -> Rehearsal:  # noqa: ARG002
         """What a pool would be started with; a job itself is only a name that is sent to one."""
@@ -160,39 +166,58 @@ class PoolScheduler:
     def close(self) -> None:
         """Give resources back; pools and jobs go on."""
         self._worker.shutdown(wait=True, cancel_futures=True)
-        if self._made is not None:
-            self._made[1].close()
+        self._sender.close()
         self._fallback.close()
+
+    def pools(self) -> tuple[Seen, ...]:
+        """The pools as their own files say at this moment."""
+        return self._relay.glance()
+
+    @property
+    def trouble(self) -> str:
+        """Why there are not as many pools as there should be; empty if all is well."""
+        return self._relay.signs.trouble
 
     # --- inside
 
-    def _judged(self, sent: Sent) -> tuple[Sent, JobStatus]:
-        """How a job of a pool is, after what had to be done about it."""
-        verdict, status = self._jobs.judge(sent)
+    def _followed(self, sent: Sent) -> tuple[Sent, JobStatus | None]:
+        """A job that was given to a pool once: how it is, after what had to be done; None if it went another way."""
+        try:
+            if way_of(sent.to) is not None:
+                return self._settled(sent), None
+            verdict, status = self._jobs.judge(sent)
+            if verdict == "give back":
+                return self._sent_on(sent, status)
+        except (SubmitError, Unavailable) as error:  # it waits until somebody takes it
+            waits = SchedulerPhase.PENDING
+            return sent, JobStatus(scheduler_id=sent.to, phase=waits, reason=f"its pool has ended; {error}")
         if verdict == "overdue" and not sent.cancelled:
             log.warning("%s reached its time limit of %d s and is stopped", sent.job, sent.time_limit_s)
             self._folder.write_sent(msgspec.structs.replace(sent, cancelled=True))
-            self._parts()[1].stop(sent)
-        if verdict != "give back":
-            pool = pool_of(sent.to)
-            alive = status.phase in (SchedulerPhase.PENDING, SchedulerPhase.RUNNING)
-            self._parts()[1].is_at(sent.job, pool if alive else None)
-            return sent, status
-        before = pool_of(sent.to)
-        try:
-            again = self._parts()[1].send(sent, tried=(before,) if before is not None else ())
-        except (SubmitError, Unavailable) as error:  # it waits where it is until somebody takes it
-            return sent, msgspec.structs.replace(status, reason=f"{status.reason}; {error}")
+            self._sender.stop(sent)
+        alive = status.phase in (SchedulerPhase.PENDING, SchedulerPhase.RUNNING)
+        self._sender.is_at(sent.job, pool_of(sent.to) if alive else None)
+        return sent, status
+
+    def _sent_on(self, sent: Sent, status: JobStatus) -> tuple[Sent, JobStatus | None]:
+        """Give a job that its pool never began, and never will, to another one under the same name."""
+        again = self._sender.send(sent, tried=(pool_of(sent.to) or "",))
         log.warning("%s: %s; sent on as %s", sent.job, status.reason, again.to)
         self._jobs.forget(sent.job)
+        if pool_of(again.to) is None:
+            return again, None
         return again, msgspec.structs.replace(status, scheduler_id=again.to)
 
-    def _parts(self) -> tuple[Relay, Sender]:
-        """Who keeps the pools and who sends to them; made when they are needed first, since the secret is made too."""
-        if self._made is None:
-            relay = relay_of(self._config, self._folder)
-            self._made = relay, Sender(self._config.pool, self._folder, relay, self._fallback)
-        return self._made
+    def _settled(self, sent: Sent) -> Sent:
+        """A job that went another way, with its id: if that got lost, it is looked for before it is sent again."""
+        if not sent.to.endswith(":"):
+            return sent
+        found = self._fallback.find(sent.job, Path(sent.folder))
+        if not found:
+            return self._sender.send(sent)
+        settled = msgspec.structs.replace(sent, to=found[0])
+        self._folder.write_sent(settled)
+        return settled
 
     def _poll_elsewhere(self, jobs: Mapping[str, str], *, alone: bool) -> dict[str, JobStatus]:
         """How the jobs are that went another way; if nobody can say so, the others are told all the same."""
@@ -207,8 +232,7 @@ class PoolScheduler:
             return {n: JobStatus(scheduler_id=i, phase=unknown, reason=str(error)) for n, i in jobs.items()}
 
     def _forget(self, name: str) -> None:
-        if self._made is not None:
-            self._made[1].is_at(name, None)
+        self._sender.is_at(name, None)
         self._jobs.forget(name)
         self._folder.forget(name)
 

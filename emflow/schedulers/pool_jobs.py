@@ -109,6 +109,8 @@ class PoolJobs:
         if holds(self.folder.of(pool), sent.job):
             self._since.pop(key, None)
             return True
+        if sent.cancelled:  # whoever cancelled it has waited for that
+            return False
         now = self.clock()
         return now - self._since.setdefault(key, now) < HANDS_S
 

@@ -21,6 +21,7 @@ from emflow.schedulers import pool_plan
 from emflow.schedulers.pool_folder import Closed
 from emflow.schedulers.pool_look import Found, empty_hands, read_pool
 from emflow.schedulers.pool_plan import Seen
+from emflow.schedulers.pool_secret import make_secret
 from emflow.schedulers.pool_signs import GONE, PREFIX, Signs
 from mpi_kernels import jsonfile
 from mpi_kernels.errors import KernelError
@@ -116,9 +117,12 @@ class Relay:
 
         Raises
         ------
+        NotAllowed
+            The secret can't be trusted.
         SubmitError, Unavailable
             It was refused; or nobody knows, and then it is looked for by its name from now on.
         """
+        make_secret(self.folder.root)
         name = self.folder.new_name()
         spec = dataclasses.replace(self.spec, name=name)
         folder = self.folder.of(name)

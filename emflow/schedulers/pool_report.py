@@ -13,7 +13,6 @@ from emflow.schedulers.pool_folder import PoolFolder
 from emflow.schedulers.pool_launch import launchers
 from emflow.schedulers.pool_look import Found, read_pool
 from emflow.schedulers.pool_plan import Seen, successors
-from emflow.schedulers.pool_secret import SECRET_FILE
 from emflow.schedulers.pool_setup import spec_of
 from emflow.schedulers.pool_signs import Signs
 from mpi_kernels.pool.records import HEARTBEAT_FILE
@@ -80,7 +79,7 @@ def report(config: Config) -> PoolReport:
     folder = PoolFolder(config.pool.folder)
     signs = Signs(folder, launchers(config), config.pool.launcher)
     signs.ask()
-    spec = spec_of(config, folder.root / SECRET_FILE)
+    spec = spec_of(config)
     found = {name: read_pool(folder.of(name)) for name in folder.open_names()}
     pools = [signs.seen(name, one, spec, _silence_s(folder, name)) for name, one in found.items()]
     after = successors(pools, config.pool.relay_s)

@@ -16,7 +16,7 @@ from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.local import find_launcher
 from emflow.schedulers.pool_folder import PoolFolder
 from emflow.schedulers.pool_launch import SlurmLauncher, hosts_of, launchers, starter_of
-from emflow.schedulers.pool_relay import Relay
+from emflow.schedulers.pool_relay import STALE_S, Relay
 from emflow.schedulers.pool_secret import SECRET_FILE, make_secret
 from emflow.schedulers.pool_signs import PREFIX, Signs
 from emflow.schedulers.protocol import Finding, Rehearsal
@@ -38,15 +38,16 @@ _START = 'emflow pool start starts one now; a service with [scheduler] use = "po
 _LOCAL_DISKS = frozenset({"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
 
 
-def relay_of(config: Config, folder: PoolFolder) -> Relay:
-    """The relay that the configuration asks for; nothing is started or asked yet, but the secret is made."""
+def relay_of(config: Config, folder: PoolFolder, *, stale_s: float = STALE_S) -> Relay:
+    """The relay that the configuration asks for; nothing is made, started or asked yet."""
     pool = config.pool
     return Relay(
         Signs(folder, launchers(config), pool.launcher),
-        spec_of(config, make_secret(pool.folder)),
+        spec_of(config),
         count=pool.count,
         relay_s=pool.relay_s,
         lock=config.service.state / LOCK_FILE,
+        stale_s=stale_s,
     )
 
 
@@ -68,14 +69,14 @@ def end_pools(config: Config, seconds: float = END_S) -> bool:
         time.sleep(_LOOK_S)
 
 
-def spec_of(config: Config, secret: Path) -> PoolSpec:
+def spec_of(config: Config) -> PoolSpec:
     """``pool.json`` of a pool, but for its name."""
     pool = config.pool
     return PoolSpec(
         name=_EXAMPLE,
         runs=str(config.service.runs),
         ranks=config.scheduler.ranks,
-        secret=str(secret),
+        secret=str(pool.folder / SECRET_FILE),
         walltime_s=float(pool.walltime_s),
         warn_s=min(float(config.slurm.warn_s), WARNED_PART * pool.walltime_s),
         nap_ms=float(pool.nap_ms),
