@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ ProctrackType={proctrack}
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=pmi2
+FirstJobId={first_job_id}
 ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
@@ -108,6 +110,9 @@ class Cluster:
             user=pwd.getpwuid(os.geteuid()).pw_name,
             # linuxproc reads /proc of processes of others
             proctrack="proctrack/linuxproc" if os.geteuid() == 0 else "proctrack/pgid",
+            # MPICH names its memory in /dev/shm by job and step: two clusters of this machine, or what a killed job of
+            # an earlier one left there, must not share a number ("MPIDI_POSIX_comm_bootstrap: Out of memory")
+            first_job_id=1 + secrets.randbelow(60_000_000),
             min_job_age_s=min_job_age_s,
             scheduling=scheduling,
             extra="\n".join((*lines, partitions, extra)),

@@ -157,6 +157,7 @@ class Attempt:
         return planned, reduced
 
     def _progress(self, done: int, frames: int) -> None:
+        self.ranks.look()
         if not self.ranks.rank and self._pulse("read", done, frames):
             self._event("progress", frames=done, of=frames)
 

@@ -168,6 +168,12 @@ class Ranks:
         joined = self.gather_rows(np.frombuffer(text, np.uint8))
         return None if joined is None else [json.loads(line) for line in joined.tobytes().splitlines()]
 
+    def look(self) -> None:
+        """Raise if another rank has failed, where the communicator can know it: that of a pool (`pool.team`) does."""
+        look = getattr(self._comm, "look", None)
+        if look is not None:
+            look()
+
     def abort(self, code: int) -> None:
         """End every rank at once; returns only where there is no MPI."""
         if self._comm is not None:

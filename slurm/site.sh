@@ -2,12 +2,12 @@
 # Sourced by every job script of emflow: the site's set-up, the checks, and how the ranks are started.
 #
 # Slurm runs a copy of a job script from its spool folder, so a script can't find this file beside itself: EMFLOW_SITE
-# says where it lies.  A script begins with these four lines, and ends with start_ranks:
+# says where it lies.  A script begins with these lines, and ends with set_up_site and start_ranks:
 #
+#   EMFLOW_SCRIPT=reduce.sbatch
 #   site=${EMFLOW_SITE:-$(dirname -- "${BASH_SOURCE[0]}")/site.sh}
-#   [[ -f $site ]] || { echo "${0##*/}: $site, site.sh of emflow, can't be read here" >&2; exit 64; }
+#   if [[ ! -f $site ]]; then echo "..."; exit 64; fi
 #   source "$site"
-#   set_up_site
 #
 # From the service, and from nobody else, since sbatch is started with nothing else in its environment:
 #
@@ -27,7 +27,8 @@ refuse() {
 
 # A run folder as the service makes them, and nothing else.
 check_run_folder() {
-    [[ $1 =~ ^/(.*/)?[0-9a-f]{16}/[0-9]{2}$ ]] || refuse "the argument is no absolute run folder .../<16 hex>/<2 digits>"
+    [[ $1 =~ ^/(.*/)?[0-9a-f]{16}/[0-9]{2}$ ]] ||
+        refuse "the argument is no absolute run folder .../<16 hex>/<2 digits>"
     [[ -f $1/job.json ]] || refuse "there is no job.json in the run folder; do the nodes see it under the same path?"
 }
 
@@ -73,7 +74,8 @@ set_up_site() {
 }
 
 enter_container() {
-    [[ -e $EMFLOW_CONTAINER ]] || refuse "the container is not there on $HOSTNAME: $EMFLOW_CONTAINER ([slurm] container)"
+    [[ -e $EMFLOW_CONTAINER ]] ||
+        refuse "the container is not there on $HOSTNAME: $EMFLOW_CONTAINER ([slurm] container)"
     local engine
     engine=$(type -P apptainer || type -P singularity) ||
         refuse "a container is asked for, but $HOSTNAME has no apptainer on PATH: load it in [slurm] setup"
@@ -107,7 +109,8 @@ start_ranks() {
         # Slurm 22.05 and newer: a step does not get what the job has for each task unless it asks
         if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then flags+=("--cpus-per-task=$SLURM_CPUS_PER_TASK"); fi
         if [[ -n ${gpus_per_rank:-} ]]; then flags+=("--gpus-per-task=$gpus_per_rank"); fi
-        type -P srun >/dev/null || refuse "srun is not on PATH: the service's own PATH, or [slurm] setup, must name its folder"
+        type -P srun >/dev/null ||
+            refuse "srun is not on PATH of $HOSTNAME: the service's PATH, or [slurm] setup, must name its folder"
         local known
         known=$(srun --mpi=list 2>&1) || refuse "srun --mpi=list: $known"
         known=${known//[^A-Za-z0-9_]/ }

@@ -40,10 +40,13 @@ def init(path: Path, root: Path | None, force: bool) -> None:
 
 
 @click.command()
+@click.option("--submit", is_flag=True, help="Show what would be sent for a job, and try it without running anything.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, as_json: bool) -> int:
+def check(ctx: click.Context, submit: bool, as_json: bool) -> int:
     """Say what is found, what is missing and how to fix it; exit code 69 if something needed is missing."""
+    if submit:
+        return _check_submission(ctx, as_json=as_json)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -67,6 +70,18 @@ def check(ctx: click.Context, as_json: bool) -> int:
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
     click.echo(f"{len(missing)} missing" if missing else "all there")
     return 69 if missing else 0
+
+
+def _check_submission(ctx: click.Context, *, as_json: bool) -> int:
+    from emflow.cli.submission import show
+    from emflow.submission import submission
+
+    found = submission(configuration(ctx))
+    if as_json:
+        print_json(found)
+    else:
+        show(found, verbose=ctx.obj["verbose"])
+    return 0 if found.ok else 69
 
 
 @click.command()

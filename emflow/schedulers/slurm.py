@@ -6,6 +6,7 @@ the name is asked for.  A job that turns up late all the same finds the ``claim`
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -32,10 +33,9 @@ SETTLE_S = 3.0
 """How long the controller must have answered that it has no such job before a doubtful one is sent again: what lay in
 its queue while it hung is taken by then."""
 
-GRACE_S = 5.0
-"""After scancel's SIGTERM, and before SIGKILL goes to every process."""
+CANCEL_S = 100.0
+"""Slurm itself sends SIGTERM, and SIGKILL after KillWait: 30 s by default."""
 
-CANCEL_S = 60.0
 ACCOUNTING_S = 60.0
 """Between two tries of an accounting that does not answer: it is only asked for what the controller has forgotten."""
 
@@ -104,6 +104,7 @@ class SlurmScheduler:
             Slurm can't be asked, or sbatch failed a moment ago and its request may still be taken.
         """
         rows = self._asked(lambda: slurm_commands.listed([name])) or self._accounted([name])
+        rows = [row for row in rows if not _record_of_a_refusal(row)]
         # one that lives before one that has ended, then the newest
         rows.sort(key=lambda row: (judge(row.state).phase in _ALIVE, int(row.id)), reverse=True)
         found = [row.id for row in rows] or _claimed(name, folder)
@@ -126,7 +127,7 @@ class SlurmScheduler:
         return said
 
     def cancel(self, *scheduler_ids: str) -> None:
-        """End jobs with all their processes; raises `Unavailable` where some are left after a minute."""
+        """End jobs with all their processes; raises `Unavailable` where some are left after long."""
         self._heard = (0.0, {}, {})
         ids = [one for one in scheduler_ids if one.isascii() and one.isdigit()]
         known = self._asked(lambda: slurm_commands.named(ids)) if ids else []
@@ -134,20 +135,14 @@ class SlurmScheduler:
         names = sorted({row.name for row in known if JOB_NAME.fullmatch(row.name)})
         if not names:
             return
-        begin = time.monotonic()
-        signalled = 0
+        until = time.monotonic() + CANCEL_S
+        told: set[str] = set()
         while alive := self._alive(names):
-            waited = time.monotonic() - begin
-            if waited > CANCEL_S:
-                raise Unavailable(
-                    f"jobs {', '.join(alive)} do not end: {CANCEL_S:g} s after scancel they are still there"
-                )
-            if signalled == 0:
-                self._asked(lambda: slurm_commands.cancel(alive))
-                signalled = 1
-            elif signalled == 1 and waited > GRACE_S:
-                self._asked(lambda: slurm_commands.cancel(alive, "--signal=KILL", "--full"))
-                signalled = 2
+            if new := [one for one in alive if one not in told]:
+                self._asked(functools.partial(slurm_commands.cancel, new))
+                told.update(new)
+            if time.monotonic() > until:
+                raise Unavailable(f"{CANCEL_S:g} s after scancel there are still processes of {', '.join(alive)}")
             time.sleep(_LOOK_S)
 
     def tend(self) -> None:
@@ -259,6 +254,11 @@ def _claimed(name: str, folder: Path) -> list[str]:
     return [claim.scheduler_id] if known else []
 
 
+def _record_of_a_refusal(row: Row) -> bool:
+    """Whether this was never a job: Slurm keeps a record of some that it refused, as failed and without a node."""
+    return row.state == "FAILED" and not row.node
+
+
 def _by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -279,14 +279,13 @@ def _status(rows: Iterable[Row], scheduler_id: str) -> JobStatus:
     if row is None:
         return _gone(scheduler_id)
     meaning = judge(row.state)
-    started = meaning.phase is not SchedulerPhase.PENDING or row.elapsed_s > 0
     return JobStatus(
         scheduler_id=row.id,
         phase=meaning.phase,
         reason=_reason(row, meaning),
-        node=row.node if started else "",
+        node=row.node,
         cause=meaning.cause,
-        nodes=row.nodes if started else 0,
+        nodes=row.nodes if row.node else 0,  # before it starts, what it asks for
         elapsed_s=row.elapsed_s,
     )
 

@@ -41,6 +41,8 @@ _AWAY = re.compile(
 )
 """What is said when the controller (or munge) can't be reached; whether a job was taken is then not known."""
 
+_ENDED = re.compile("Invalid job id|already completing or completed", re.IGNORECASE)
+
 REFUSALS: Mapping[str, str] = {
     "Invalid partition name specified": "partition of [slurm]",
     "No partition specified or system default partition": "partition of [slurm]",
@@ -133,7 +135,7 @@ def run(command: Sequence[str], *, timeout_s: float = ASK_S, env: Mapping[str, s
         )
     except subprocess.TimeoutExpired as error:
         raise Unavailable(
-            f"{command[0]} did not end within {timeout_s:g} s", next_step="Is slurmctld well? See scontrol ping"
+            f"{command[0]} did not end within {timeout_s:g} s", next_step="See scontrol ping, and SLURM_CONF"
         ) from error
     except OSError as error:
         text = f"{command[0]} can't be run: {error.strerror}"
@@ -253,11 +255,10 @@ def named(ids: Sequence[str]) -> list[Row]:
     return list(parse_squeue(answer.out))
 
 
-def cancel(ids: Sequence[str], *more: str) -> None:
+def cancel(ids: Sequence[str]) -> None:
     """Tell Slurm to end jobs; that they are unknown or have ended is no error."""
-    answer = run(("scancel", "-Q", *more, *ids))
-    gone = ("Invalid job id", "already completing or completed", "Job/step")
-    if answer.code and (_AWAY.search(answer.err) or not any(text in answer.err for text in gone)):
+    answer = run(("scancel", *ids))  # with --quiet it would not say why it failed
+    if answer.code and (_AWAY.search(answer.err) or not _ENDED.search(answer.err)):
         raise Unavailable(f"scancel failed: {answer.said or f'exit status {answer.code}'}")
 
 

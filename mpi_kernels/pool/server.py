@@ -233,13 +233,19 @@ class _Lead:
 
 
 def stops_ns(spec: PoolSpec, before: Endpoint | None, environment: Mapping[str, str]) -> int:
-    """Wall time of the pool's end: what Slurm says, else what an earlier life said, else from now; 0 if it has none."""
+    """Wall time of the pool's end; 0 if it has none.
+
+    What Slurm says wins (``SLURM_JOB_END_TIME``; 22.05 does not say it), then what an earlier life said.  Else the time
+    counts from when the job script began, or from now.
+    """
     said = environment.get("SLURM_JOB_END_TIME", "")
     if said.isdecimal():
         return int(said) * 1_000_000_000
     if before is not None:
         return before.stops_ns
-    return time.time_ns() + int(spec.walltime_s * 1e9) if spec.walltime_s else 0
+    began = environment.get("EMFLOW_POOL_BEGAN", "")
+    began_ns = int(began) * 1_000_000_000 if began.isdecimal() else time.time_ns()
+    return began_ns + int(spec.walltime_s * 1e9) if spec.walltime_s else 0
 
 
 def _endpoint(folder: Path) -> Endpoint | None:

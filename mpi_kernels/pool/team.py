@@ -45,13 +45,13 @@ class Team:
     comm : mpi4py.MPI.Comm
         Used for nothing else.
     look : callable
-        Raises if the task can't go on; called now and then while this rank waits.
+        Raises if the task can't go on; called now and then while this rank waits, and by a job while it computes.
     """
 
     def __init__(self, comm: Any, look: Callable[[], None]) -> None:
         from mpi4py import MPI
 
-        self._comm, self._look = comm, look
+        self._comm, self.look = comm, look
         self._predefined = (MPI.SUM, MPI.MAX, MPI.MIN)
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)  # has no non-blocking form, so it is asked once
         self._on_node = int(node.Get_size())
@@ -104,7 +104,7 @@ class Team:
         until = time.monotonic() + SPIN_S
         try:
             while not request.Test():
-                self._look()
+                self.look()
                 if time.monotonic() > until:
                     time.sleep(NAP_S)
         except BaseException:

@@ -31,7 +31,17 @@ LEVELS: tuple[frozenset[str], ...] = (
     | {"emflow.synthetic_pace", "emflow.synthetic", "emflow.synthetic_hdf5", "emflow.synthetic_vendor"}
     | {"emflow.microscope"},
     frozenset({"emflow.steps", "emflow.pipeline", "emflow.rebuild", "emflow.agent"}),
-    frozenset({"emflow.timeline", "emflow.checks", "emflow.direct", "emflow.demo", "emflow.cli", "emflow.__main__"}),
+    frozenset(
+        {
+            "emflow.timeline",
+            "emflow.checks",
+            "emflow.submission",
+            "emflow.direct",
+            "emflow.demo",
+            "emflow.cli",
+            "emflow.__main__",
+        }
+    ),
 )
 STDLIB_ONLY = ("mpi_kernels.contract", "mpi_kernels.errors", "mpi_kernels.jsonfile", "mpi_kernels.protocols")
 HEAVY = ("mpi4py.MPI", "h5py", "hdf5plugin", "matplotlib", "cupy", "Pyro5", "starlette", "uvicorn", "IPython", "scipy")

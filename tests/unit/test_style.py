@@ -16,6 +16,8 @@ SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
 LONGEST_MODULE = 330  # the rule is about 300; this is where it is broken
 LONGEST_FUNCTION = 60
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "core", "manager", "handler", "misc"}
+# site.sh, and the administrator's set-up file: both are checked before they are run
+MAY_SOURCE = {'source "$site"', 'source "$EMFLOW_SETUP"'}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "xmlrpc", "imp"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput"}
 FORBIDDEN_CALLS |= {"subprocess.getstatusoutput", "asyncio.create_subprocess_shell", "tempfile.mktemp"}
@@ -131,6 +133,6 @@ def test_job_script_is_strict_and_evaluates_nothing(path: Path) -> None:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     code = [line for line in lines if line and not line.startswith("#")]
     assert code[0] == "set -euo pipefail"
-    words = {word for line in code for word in line.split()}
+    words = {word for line in code if line not in MAY_SOURCE for word in line.split()}
     assert not words & {"eval", "source", "."}
     assert not any("`" in line for line in code)

@@ -1,7 +1,7 @@
 """A format whose source fails at a given frame of a given rank; found by the kernels through PYTHONPATH.
 
-Its file is JSON: ``{"frames", "at", "how"}``; ``how`` is raise, bug, kill, exit, sys.exit
-or slow (which only takes its time).
+Its file is JSON: ``{"frames", "at", "how"}``; ``how`` is raise, bug, kill, exit, sys.exit,
+hang or slow (which only takes its time).
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class FaultySource:
                 raise ZeroDivisionError("a mistake\nin a plug-in")
             if how == "sys.exit":
                 sys.exit(0)
+            if how == "hang":
+                Path(f"{self._path}.hangs").touch()
+                time.sleep(3600.0)
             if how == "exit":
                 os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -24,7 +24,7 @@ from emflow.config import load
 from emflow.records import JobStatus, SchedulerPhase
 from emflow.schedulers.slurm import SlurmScheduler
 from mpi_kernels import jsonfile
-from mpi_kernels.contract import CLAIM_FILE, JOB_FILE, JobSpec, Recipe, ReductionSpec, SourceSpec
+from mpi_kernels.contract import CLAIM_FILE, ERROR_FILE, JOB_FILE, JobSpec, Recipe, ReductionSpec, SourceSpec
 
 HERE = Path(__file__).parent
 QUICK = "MessageTimeout=3"
@@ -106,7 +106,8 @@ def until_ended(scheduler: SlurmScheduler, name: str, scheduler_id: str, seconds
 
 def until_claimed(folder: Path) -> None:
     """The ranks are there, and rank 0 has begun."""
-    eventually((folder / CLAIM_FILE).exists)
+    eventually(lambda: (folder / CLAIM_FILE).exists() or (folder / ERROR_FILE).exists())
+    assert (folder / CLAIM_FILE).exists(), (folder / "job.out").read_text()
 
 
 def processes_of(folder: Path) -> list[int]:
