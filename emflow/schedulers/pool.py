@@ -173,6 +173,10 @@ class PoolScheduler:
         """The pools as their own files say at this moment."""
         return self._relay.glance()
 
+    def allocations(self) -> list[str]:
+        """Slurm jobs whose pool gives no sign of life although they run, as the last turn saw them."""
+        return [pool.allocation for pool in self._relay.pools if pool.allocation]
+
     @property
     def trouble(self) -> str:
         """Why there are not as many pools as there should be; empty if all is well."""

@@ -22,12 +22,12 @@ from emflow.schedulers.slurm import SlurmScheduler
 
 Way = Literal["step", "slurm", "local"]
 
-TOLD: Mapping[Way, str] = {
-    "step": "runs as a step in the allocation of a pool",
-    "slurm": "runs as a Slurm job of its own",
-    "local": "runs as a job of its own on this machine",
+INSTEAD: Mapping[Way, str] = {
+    "step": "a step in a pool's allocation instead",
+    "slurm": "a Slurm job of its own instead",
+    "local": "a job of its own on this machine instead",
 }
-"""In plain words, behind the reason why no pool took it."""
+"""In plain words, behind the reason why no pool took a job."""
 
 
 class Fallback:
@@ -127,4 +127,4 @@ class Fallback:
 def way_of(scheduler_id: str) -> Way | None:
     """Which of the other ways an id belongs to; None if to none."""
     way = scheduler_id.partition(":")[0]
-    return way if way in TOLD else None  # type: ignore[return-value]
+    return way if way in INSTEAD else None  # type: ignore[return-value]

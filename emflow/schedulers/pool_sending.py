@@ -12,7 +12,7 @@ from emflow.config_tables import PoolSettings
 from emflow.errors import SubmitError, Unavailable, printable
 from emflow.records import EndCause, Resources
 from emflow.schedulers import pool_plan
-from emflow.schedulers.pool_fallback import TOLD, Fallback
+from emflow.schedulers.pool_fallback import INSTEAD, Fallback
 from emflow.schedulers.pool_folder import PoolFolder, Sent
 from emflow.schedulers.pool_jobs import pool_id, pool_of
 from emflow.schedulers.pool_look import holds
@@ -120,7 +120,7 @@ class Sender:
         resources = Resources(ranks=sent.ranks, time_limit_s=sent.time_limit_s, memory_mib=sent.memory_mib)
         ways = self._fallback.ways(allocations)
         for way in ways:
-            aimed = msgspec.structs.replace(sent, to=f"{way}:", why=f"{why}: it {TOLD[way]}")
+            aimed = msgspec.structs.replace(sent, to=f"{way}:", why=f"{why}: {INSTEAD[way]}")
             self._folder.write_sent(aimed)
             try:
                 scheduler_id = self._fallback.submit(way, sent.job, Path(sent.folder), resources, allocations)
@@ -129,7 +129,7 @@ class Sender:
                     raise
                 log.info("%s was not sent to an allocation: %s", sent.job, error)
                 continue
-            self._tell(f"{why}: jobs {TOLD[way].replace('runs', 'run', 1).replace(' a job', ' jobs')}")
+            self._tell(aimed.why)
             aimed = msgspec.structs.replace(aimed, to=scheduler_id)
             self._folder.write_sent(aimed)
             return aimed

@@ -70,6 +70,9 @@ class Yard:
     def taking(self) -> list[str]:
         return [pool.name for pool in self.scheduler.pools() if pool.takes]
 
+    def allocations(self) -> list[str]:
+        return self.scheduler.allocations()
+
     def job(self, number: int, *, waits: bool = False) -> tuple[str, Path]:
         """A run folder; a job that ``waits`` follows an acquisition that grows no further until `finish`."""
         name = f"{self._acquisition}-{number:02d}"

@@ -213,10 +213,10 @@ def test_without_a_pool_a_job_goes_another_way_and_says_so(yard: Any, caplog: py
         names = [yard.submit(1), yard.submit(2)]
     assert all(yard.ids[name].startswith("local:") for name in names)
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["no pool takes tasks: jobs run as jobs of its own on this machine"]
+    assert told == ["no pool takes tasks: a job of its own on this machine instead"]
     for name in names:
         assert yard.scheduler.find(name, yard.run_folder(name)) == [yard.ids[name]]
-        assert "no pool takes tasks: it runs as a job of its own on this machine" in yard.status(name).reason
+        assert told[0] in yard.status(name).reason
     said = yard.all_ended()
     assert {status.scheduler_id for status in said.values()} == set(yard.ids.values())
     assert results(yard) == names
