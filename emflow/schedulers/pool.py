@@ -174,8 +174,8 @@ class PoolScheduler:
         return self._relay.glance()
 
     def allocations(self) -> list[str]:
-        """Slurm jobs whose pool gives no sign of life although they run, as the last turn saw them."""
-        return [pool.allocation for pool in self._relay.pools if pool.allocation]
+        """Slurm jobs into which a job may go as a step, since their pools take none."""
+        return self._relay.allocations()
 
     @property
     def trouble(self) -> str:

@@ -105,6 +105,11 @@ class Relay:
         signs = self.signs
         return tuple(signs.seen(name, one, self.spec, signs.silence_s(name, one)) for name, one in found if one.begun)
 
+    def allocations(self) -> list[str]:
+        """Slurm jobs that hold nodes while their pool takes no tasks: it has not begun, or gives no sign of life."""
+        going = (pool for pool in self.pools if pool.allocation and not self.folder.leaving(pool.name))
+        return [pool.allocation for pool in going if read_pool(self.folder.of(pool.name)).ended is None]
+
     def look(self) -> tuple[Seen, ...]:
         """How the pools are; one that has ended, or must end, is closed on the way."""
         self.signs.ask()

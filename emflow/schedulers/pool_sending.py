@@ -116,7 +116,7 @@ class Sender:
         self._clients.clear()
 
     def _send_elsewhere(self, sent: Sent, why: str) -> Sent:
-        allocations = [pool.allocation for pool in self._relay.pools if pool.allocation]
+        allocations = self._relay.allocations()
         resources = Resources(ranks=sent.ranks, time_limit_s=sent.time_limit_s, memory_mib=sent.memory_mib)
         ways = self._fallback.ways(allocations)
         for way in ways:

@@ -123,7 +123,9 @@ class Signs:
             silent=found.begun and silence_s > QUIET_S,
             leaving=self.folder.leaving(name),
         )
-        running = said.scheduler_id if said is not None and phase is SchedulerPhase.RUNNING else ""
+        # one that drains or has ended gives its nodes back any moment
+        waits = phase is SchedulerPhase.RUNNING and standing in ("silent", "starting")
+        running = said.scheduler_id if said is not None and waits else ""
         allocation = running if running.isdecimal() else ""  # the id of a Slurm job
         return seen(name, found, standing, silence_s=silence_s, allocation=allocation, fallback=spec)
 
