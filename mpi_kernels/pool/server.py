@@ -39,6 +39,9 @@ from mpi_kernels.ranks import Ranks, check_size
 PULSE_S = 1.0
 """Between two heartbeats."""
 
+SWITCH_S = 0.0005
+"""At most so long rank 0's other threads wait for the one that computes: they answer clients (Python's own is 5 ms)."""
+
 LOOK_S, LONGEST_LOOK_S, CONNECTED_LOOK_S = 0.005, 0.05, 1.0
 """Between two looks into the spool: at first, after a while without news, and while a client is connected."""
 
@@ -90,6 +93,7 @@ class _Lead:
 
     def serve(self, *, drained: bool) -> None:
         """Take tasks until the pool ends, and say why it did."""
+        sys.setswitchinterval(SWITCH_S)
         beats = threading.Thread(target=self._beats, name="pool-heartbeat", daemon=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._signalled)

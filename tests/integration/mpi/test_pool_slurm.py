@@ -33,6 +33,7 @@ class SlurmPool:
         self.log = folder / "pool.out"
         flags = ["--ntasks=2", "--nodes=2", "--ntasks-per-node=1", "--time=5", f"--output={self.log}"]
         exported = f"PATH={os.environ['PATH']},EMFLOW_PYTHON={sys.executable},PYTHONPATH={Path(__file__).parent}"
+        exported += f",EMFLOW_SITE={SCRIPT.with_name('site.sh')}"
         self.id = slurm.run("sbatch", "--parsable", f"--export={exported}", *flags, str(SCRIPT), str(folder)).strip()
         self.ends: list[TaskEnd] = []
 
