@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from emflow.errors import NotAllowed
+from emflow.errors import NotAllowed, printable
 from mpi_kernels.jsonfile import sync_folder
 from mpi_kernels.pool.errors import WrongSecret
 from mpi_kernels.pool.records import read_secret
@@ -31,7 +31,10 @@ def make_secret(folder: Path) -> Path:
     try:
         read_secret(path)
     except WrongSecret as error:
-        raise NotAllowed(f"{error}") from error
+        raise NotAllowed(str(error)) from error
+    except OSError as error:
+        step = "Remove it, and start the pools again: a new one is made"
+        raise NotAllowed(f"{printable(str(path))}: {error.strerror}", next_step=step) from error
     return path
 
 
