@@ -14,7 +14,7 @@ from emflow.schedulers.pool_launch import launchers
 from emflow.schedulers.pool_look import Found, read_pool
 from emflow.schedulers.pool_plan import Seen, successors
 from emflow.schedulers.pool_setup import spec_of
-from emflow.schedulers.pool_signs import Signs
+from emflow.schedulers.pool_signs import GONE, Signs
 from mpi_kernels.pool.records import HEARTBEAT_FILE
 
 
@@ -79,20 +79,31 @@ def report(config: Config) -> PoolReport:
     folder = PoolFolder(config.pool.folder)
     signs = Signs(folder, launchers(config), config.pool.launcher)
     signs.ask()
-    spec = spec_of(config)
     found = {name: read_pool(folder.of(name)) for name in folder.open_names()}
-    pools = [signs.seen(name, one, spec, _silence_s(folder, name)) for name, one in found.items()]
+    # without a service nobody may have noted yet that one is over
+    over = [name for name in found if (said := signs.said.get(name)) is not None and said.phase in GONE]
+    spec = spec_of(config)
+    seen = {name: signs.seen(name, one, spec, _silence_s(folder, name)) for name, one in found.items()}
+    pools = [pool for name, pool in seen.items() if name not in over]
     after = successors(pools, config.pool.relay_s)
-    over = [closed for name in folder.names() if (closed := folder.closed(name)) is not None]
-    last = max(over, key=lambda closed: closed.wall_ns, default=None)
     return PoolReport(
         wanted=config.pool.count,
         stopped=folder.held,
         pools=tuple(_line(signs, pool, found[pool.name], after) for pool in pools),
-        last="" if last is None else last.reason,
-        node_hours=_node_hours_today(folder, pools),
+        last=_last(folder, found, over),
+        node_hours=_node_hours_today(folder, list(seen.values())),
         trouble=signs.trouble,
     )
+
+
+def _last(folder: PoolFolder, found: dict[str, Found], over: list[str]) -> str:
+    """Why the newest pool that is over has ended."""
+    if over:
+        ended = found[over[-1]].ended
+        return ended.message if ended is not None else "its ranks are gone"
+    closed = [one for name in folder.names() if (one := folder.closed(name)) is not None]
+    last = max(closed, key=lambda one: one.wall_ns, default=None)
+    return "" if last is None else last.reason
 
 
 def _line(signs: Signs, pool: Seen, found: Found, after: dict[str, str]) -> PoolLine:
