@@ -18,9 +18,10 @@ import msgspec
 from emflow.config import Config
 from emflow.errors import SubmitError, Unavailable, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
+from emflow.schedulers.file_system import is_local
 from emflow.schedulers.pool_fallback import Fallback, way_of
 from emflow.schedulers.pool_folder import PoolFolder, Sent
-from emflow.schedulers.pool_jobs import PoolJobs, pool_id, pool_of
+from emflow.schedulers.pool_jobs import HANDS_S, LATE_S, PoolJobs, pool_id, pool_of
 from emflow.schedulers.pool_look import holder_of, holds
 from emflow.schedulers.pool_plan import Seen
 from emflow.schedulers.pool_relay import STALE_S
@@ -55,7 +56,7 @@ class PoolScheduler:
     def __init__(self, config: Config, *, stale_s: float = STALE_S) -> None:
         self._config = config
         self._folder = PoolFolder(config.pool.folder)
-        self._jobs = PoolJobs(self._folder)
+        self._jobs = PoolJobs(self._folder, HANDS_S if is_local(self._folder.root) else LATE_S)
         self._fallback = Fallback(config)
         self._relay = relay_of(config, self._folder, stale_s=stale_s)
         self._sender = Sender(config.pool, self._folder, self._relay, self._fallback)
@@ -99,6 +100,8 @@ class PoolScheduler:
 
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
         """How jobs are; one that its pool never began is sent to another place on the way."""
+        for end in self._sender.ended():
+            self._jobs.let_go(end.job)
         said: dict[str, JobStatus] = {}
         elsewhere: dict[str, str] = {}
         for name, scheduler_id in jobs.items():

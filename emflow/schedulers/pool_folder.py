@@ -41,7 +41,10 @@ LEAVING_FILE = "leaving"
 CLOSED_FILE = "closed.json"
 
 KEPT_S = 2 * 86400.0
-"""How long the folder of a pool that has ended, and the record of a job that was sent, are kept."""
+"""How long the folder of a pool that has ended is kept."""
+
+SENT_KEPT_S = 40 * 86400.0
+"""How long the record of a job that was sent is kept: one may wait long in the queue, and run for 30 days."""
 
 _LOST = "If nothing is left of it on the compute nodes, delete the file"
 
@@ -212,7 +215,7 @@ class PoolFolder:
             if closed is not None and closed.wall_ns < before_ns:
                 shutil.rmtree(self.of(name), ignore_errors=True)
                 self._closed.pop(name, None)
-        for path in _old_files(self.root / SENT_FOLDER, before_ns):
+        for path in _old_files(self.root / SENT_FOLDER, time.time_ns() - int(SENT_KEPT_S * 1e9)):
             path.unlink(missing_ok=True)
 
 

@@ -20,7 +20,10 @@ from mpi_kernels.pool.records import POOL_NAME
 T = TypeVar("T")
 
 HANDS_S = 3.0
-"""How long a job that was sent may be in nobody's hands before that is believed: file systems show files late."""
+"""How long a job that was sent may be in nobody's hands before that is believed."""
+
+LATE_S = 65.0
+"""The same where the file system may show files late.  Source: nfs(5), acdirmax, 60 s by default."""
 
 _ID = re.compile(rf"pool:(?P<pool>{POOL_NAME.pattern})/(?P<job>{JOB_NAME.pattern})")
 
@@ -46,10 +49,14 @@ class PoolJobs:
     ----------
     folder : PoolFolder
         Where they were sent.
+    hands_s : float
+        How long a job may be in nobody's hands before that is believed.
     """
 
     folder: PoolFolder
+    hands_s: float = HANDS_S
     clock: Callable[[], float] = time.monotonic
+    _let_go: set[str] = field(default_factory=set)
     _since: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def judge(self, sent: Sent) -> tuple[Verdict, JobStatus]:
@@ -67,8 +74,13 @@ class PoolJobs:
             return self._claimed(sent, claim, pool)
         return self._waits(sent, pool)
 
+    def let_go(self, job: str) -> None:
+        """Believe a pool that says that it does not have a job any more."""
+        self._let_go.add(job)
+
     def forget(self, job: str) -> None:
-        """Forget since when things have been so; the job has ended."""
+        """Forget since when things have been so; the job has ended, or is somewhere else."""
+        self._let_go.discard(job)
         for key in [key for key in self._since if key[0] == job]:
             del self._since[key]
 
@@ -109,10 +121,10 @@ class PoolJobs:
         if holds(self.folder.of(pool), sent.job):
             self._since.pop(key, None)
             return True
-        if sent.cancelled:  # whoever cancelled it has waited for that
+        if sent.cancelled or sent.job in self._let_go:  # whoever cancelled it has waited for that
             return False
         now = self.clock()
-        return now - self._since.setdefault(key, now) < HANDS_S
+        return now - self._since.setdefault(key, now) < self.hands_s
 
     def _owner(self, claim: Claim, pool: str) -> str | None:
         """The pool that claimed a job; a claim bears the pool's id, or what the pool itself was started as."""

@@ -22,7 +22,7 @@ from emflow.schedulers.pool_folder import Closed
 from emflow.schedulers.pool_look import Found, empty_hands, read_pool
 from emflow.schedulers.pool_plan import Seen
 from emflow.schedulers.pool_secret import make_secret
-from emflow.schedulers.pool_signs import GONE, PREFIX, Signs
+from emflow.schedulers.pool_signs import ANSWER_S, GONE, PREFIX, QUIET_S, Signs
 from mpi_kernels import jsonfile
 from mpi_kernels.errors import KernelError
 from mpi_kernels.pool.client import PoolClient
@@ -41,9 +41,6 @@ LOST_S = 30.0
 
 YOUNG_S = 30.0
 """A pool that ends by itself before it is so old says that something is wrong."""
-
-ANSWER_S = 2.0
-"""How long a pool may take to answer."""
 
 CLEAN_S = 3600.0
 
@@ -169,6 +166,7 @@ class Relay:
     def _look(self, name: str) -> Seen | None:
         """One pool, or None if it has been closed now; without a word of the launcher it is left as it is."""
         found, said = read_pool(self.folder.of(name)), self.signs.said.get(name)
+        self.signs.knock(name, found)
         silence_s = self.signs.silence_s(name, found)
         phase = None if said is None else said.phase
         if phase in GONE:
@@ -192,7 +190,8 @@ class Relay:
     def _hangs(self, name: str, found: Found, silence_s: float) -> str:
         """Why a pool that runs must be ended; empty if it need not."""
         if found.begun:
-            return f"no sign of life for {silence_s:.0f} s" if silence_s > self._stale_s else ""
+            stale_s = self._stale_s + self.signs.quiet_s(name) - QUIET_S
+            return f"no sign of life for {silence_s:.0f} s" if silence_s > stale_s else ""
         return f"its ranks did not begin within {BEGIN_S:.0f} s" if self.signs.for_s(name, "running") > BEGIN_S else ""
 
     def _gone(self, name: str, found: Found) -> None:

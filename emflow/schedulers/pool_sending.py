@@ -16,9 +16,11 @@ from emflow.schedulers.pool_fallback import INSTEAD, Fallback
 from emflow.schedulers.pool_folder import PoolFolder, Sent
 from emflow.schedulers.pool_jobs import pool_id, pool_of
 from emflow.schedulers.pool_look import holds
-from emflow.schedulers.pool_relay import ANSWER_S, Relay
+from emflow.schedulers.pool_relay import Relay
+from emflow.schedulers.pool_signs import ANSWER_S
 from mpi_kernels.errors import KernelError
 from mpi_kernels.pool.client import PoolClient
+from mpi_kernels.pool.records import TaskEnd
 
 log = logging.getLogger("emflow")
 
@@ -78,6 +80,10 @@ class Sender:
             return aimed
         trouble = self._relay.signs.trouble if why == _NOBODY else ""
         return self._send_elsewhere(sent, f"{why} ({trouble})" if trouble else why)
+
+    def ended(self) -> list[TaskEnd]:
+        """Jobs that the pools have let go of since the last call, as far as they could tell us; does not wait."""
+        return [end for client in self._clients.values() for end in client.ended()]
 
     def is_at(self, job: str, pool: str | None) -> None:
         """Count a job as work of a pool, or of none any more."""

@@ -7,12 +7,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from emflow.config import Config
 from emflow.errors import EmflowError, printable
 from emflow.records import Resources
 from emflow.schedulers import site, slurm_commands
+from emflow.schedulers.file_system import file_system, is_local
 from emflow.schedulers.local import find_launcher
 from emflow.schedulers.pool_folder import PoolFolder
 from emflow.schedulers.pool_launch import SlurmLauncher, hosts_of, launchers, starter_of
@@ -35,7 +35,6 @@ END_S = 60.0
 _LOOK_S = 0.3
 _EXAMPLE = "20240501T120000-00"
 _START = 'emflow pool start starts one now; a service with [scheduler] use = "pool" does so by itself'
-_LOCAL_DISKS = frozenset({"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
 
 
 def relay_of(config: Config, folder: PoolFolder, *, stale_s: float = STALE_S) -> Relay:
@@ -146,7 +145,7 @@ def _place(config: Config) -> Finding:
     where = printable(str(root))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        kind = _file_system(root)
+        kind = file_system(root)
     except OSError as error:
         fix = f"let the service's user write to {where}, or correct folder in [pool]"
         return Finding(part=part, ok=False, found=f"{where}: {error.strerror}", fix=fix)
@@ -154,20 +153,7 @@ def _place(config: Config) -> Finding:
     if os.path.realpath(root).startswith("/proc") or not os.access(root, os.W_OK):
         return Finding(part=part, ok=False, found=f"{where} can't be written to", fix="correct folder in [pool]")
     warned = f" ({kind}, a file system of this machine: the nodes must see it under the same path)"
-    return Finding(part=part, ok=True, found=where + (warned if elsewhere and kind in _LOCAL_DISKS else f" ({kind})"))
-
-
-def _file_system(path: Path) -> str:
-    """Kind of the file system that a path lies on.  Source: proc(5), mountinfo."""
-    best, kind = "", "unknown"
-    real = os.path.realpath(path)
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
-        fields, _, rest = line.partition(" - ")
-        mount = fields.split()[4].replace("\\040", " ")
-        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, rest.split()[0]
-    return kind
+    return Finding(part=part, ok=True, found=where + (warned if elsewhere and is_local(root) else f" ({kind})"))
 
 
 def _starter(config: Config) -> Finding:

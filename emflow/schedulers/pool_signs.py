@@ -5,6 +5,7 @@ All times are of our own monotonic clock: what other hosts say of the time is ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -14,9 +15,12 @@ from typing import Protocol
 
 from emflow.errors import Unavailable, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
+from emflow.schedulers.file_system import is_local
 from emflow.schedulers.pool_folder import PoolFolder
 from emflow.schedulers.pool_look import Found, read_pool, seen, standing_of
 from emflow.schedulers.pool_plan import Seen
+from mpi_kernels.errors import KernelError
+from mpi_kernels.pool.client import PoolClient
 from mpi_kernels.pool.records import PoolSpec
 
 log = logging.getLogger("emflow")
@@ -24,8 +28,20 @@ log = logging.getLogger("emflow")
 PREFIX = "emflow-pool-"
 """Before a pool's name in its job name: a person who reads squeue knows what it is."""
 
+KNOCK_S = 2.5
+"""Silence of the heartbeat after which a pool is asked over TCP: NFS shows a renamed file up to a minute late."""
+
 QUIET_S = 5.0
 """Silence after which the launcher is asked whether the pool runs; it should give a sign of life every second."""
+
+UNSEEN_S = 75.0
+"""The same for a pool that TCP does not reach, on a file system that may show files late.
+
+Source: nfs(5), acdirmax, 60 s by default.
+"""
+
+ANSWER_S = 2.0
+"""How long a pool may take to answer."""
 
 ASK_S = 3.0
 """Between two questions to Slurm about pools that give no sign of life: each is a process, and work for slurmctld."""
@@ -76,7 +92,9 @@ class Signs:
         """Why there is something that nobody could say or do, in plain words; empty if all is well."""
         self._beats: dict[str, tuple[bytes, float]] = {}
         self._since: dict[tuple[str, str], float] = {}
+        self._reached: dict[str, bool] = {}
         self._asked = -math.inf
+        self._local = is_local(folder.root)
 
     def silence_s(self, name: str, found: Found) -> float:
         """Seconds since a pool's heartbeat changed; 0 when it is seen for the first time."""
@@ -85,6 +103,27 @@ class Signs:
             self._beats[name] = (found.beat, now)
             return 0.0
         return now - known[1]
+
+    def knock(self, name: str, found: Found) -> None:
+        """Ask a pool over TCP whether it lives: once at first, and whenever its heartbeat is late."""
+        if found.endpoint is None or not found.endpoint.port or found.ended is not None:
+            return
+        if name in self._reached and self.silence_s(name, found) < KNOCK_S:
+            return
+        try:
+            with contextlib.closing(PoolClient(self.folder.of(name), reach="tcp", timeout_s=ANSWER_S)) as pool:
+                answer = pool.beat()
+        except (KernelError, OSError):
+            answer = None
+        # what is newer than the file came over TCP, or from a newer file: both are signs of life
+        alive = answer is not None and (found.told is None or answer.wall_ns > found.told.wall_ns)
+        self._reached[name] = alive or self._reached.get(name, False)
+        if alive:
+            self._beats[name] = (found.beat, self._clock())
+
+    def quiet_s(self, name: str) -> float:
+        """How long a pool may be silent before that means anything."""
+        return QUIET_S if self._local or self._reached.get(name) else UNSEEN_S
 
     def for_s(self, name: str, what: str) -> float:
         """Seconds since something was first seen of a pool."""
@@ -120,7 +159,7 @@ class Signs:
         standing = standing_of(
             found,
             queued=phase is SchedulerPhase.PENDING or (not found.begun and phase is None),
-            silent=found.begun and silence_s > QUIET_S,
+            silent=found.begun and silence_s > self.quiet_s(name),
             leaving=self.folder.leaving(name),
         )
         # one that drains or has ended gives its nodes back any moment
@@ -189,4 +228,4 @@ class Signs:
         if launched is None or launched.launcher != "slurm":
             return False
         found = read_pool(self.folder.of(name))
-        return found.begun and found.ended is None and self.silence_s(name, found) <= QUIET_S
+        return found.begun and found.ended is None and self.silence_s(name, found) <= self.quiet_s(name)
