@@ -88,6 +88,7 @@ class PoolScheduler:
         sent = self._folder.sent(name)
         pool = pool_of(sent.to) if sent is not None and sent.folder == str(folder) else None
         if sent is not None and pool is not None:
+            self._jobs.look_again()
             over = any((folder / file).exists() for file in (RESULT_FILE, ERROR_FILE))
             verdict, _ = self._jobs.judge(sent)
             if over or holds(self._folder.of(pool), name) or (verdict == "said" and _claimed(folder)):
@@ -101,7 +102,8 @@ class PoolScheduler:
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
         """How jobs are; one that its pool never began is sent to another place on the way."""
         for end in self._sender.ended():
-            self._jobs.let_go(end.job)
+            self._jobs.let_go(end)
+        self._jobs.look_again()
         said: dict[str, JobStatus] = {}
         elsewhere: dict[str, str] = {}
         for name, scheduler_id in jobs.items():

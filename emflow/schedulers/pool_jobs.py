@@ -11,11 +11,11 @@ from typing import Literal, TypeVar
 
 from emflow.records import EndCause, JobStatus, SchedulerPhase
 from emflow.schedulers.pool_folder import PoolFolder, Sent
-from emflow.schedulers.pool_look import holds, read_pool
+from emflow.schedulers.pool_look import Found, hands, read_pool
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import CLAIM_FILE, ERROR_FILE, JOB_NAME, RESULT_FILE, Claim, ResultManifest
 from mpi_kernels.errors import FormatError
-from mpi_kernels.pool.records import POOL_NAME
+from mpi_kernels.pool.records import POOL_NAME, TaskEnd
 
 T = TypeVar("T")
 
@@ -58,6 +58,11 @@ class PoolJobs:
     clock: Callable[[], float] = time.monotonic
     _let_go: set[str] = field(default_factory=set)
     _since: dict[tuple[str, str], float] = field(default_factory=dict)
+    _looks: dict[str, tuple[Found, frozenset[str]]] = field(default_factory=dict)
+
+    def look_again(self) -> None:
+        """Read the pools' folders anew when they are needed next; each is read once for all jobs."""
+        self._looks.clear()
 
     def judge(self, sent: Sent) -> tuple[Verdict, JobStatus]:
         """How a job is, and whether anything is to be done about it.
@@ -67,16 +72,19 @@ class PoolJobs:
         """
         folder, pool = Path(sent.folder), pool_of(sent.to)
         assert pool is not None
-        if (folder / ERROR_FILE).exists() or (folder / RESULT_FILE).exists():
+        if (folder / ERROR_FILE).exists():
+            return "said", self._ended(sent, "", EndCause.FAILED)
+        if (folder / RESULT_FILE).exists():
             return "said", self._ended(sent, "", EndCause.COMPLETED)
         claim = _record(Claim, folder / CLAIM_FILE)
         if claim is not None:
             return self._claimed(sent, claim, pool)
         return self._waits(sent, pool)
 
-    def let_go(self, job: str) -> None:
-        """Believe a pool that says that it does not have a job any more."""
-        self._let_go.add(job)
+    def let_go(self, end: TaskEnd) -> None:
+        """Believe a pool that says that a job has no end in its run folder, and that it does not have it any more."""
+        if end.how not in ("result", "error"):  # these are seen there, though maybe later
+            self._let_go.add(end.job)
 
     def forget(self, job: str) -> None:
         """Forget since when things have been so; the job has ended, or is somewhere else."""
@@ -101,24 +109,36 @@ class PoolJobs:
         return ("overdue" if self._for_s(sent.job, "runs") > sent.time_limit_s else "said"), status
 
     def _waits(self, sent: Sent, pool: str) -> tuple[Verdict, JobStatus]:
-        name = self.folder.of(pool)
-        closed = self.folder.closed(pool)
-        if closed is None and (ended := read_pool(name).ended) is not None:
-            left = sent.job in ended.left or not holds(name, sent.job)
-            closed_why = ended.message if left else None  # what it had begun is judged when nothing of it runs any more
-        else:
-            closed_why = closed.reason if closed is not None else None
-        if closed_why is None and self._in_hands(sent, pool):
+        over = self._over(sent, pool)
+        if not over and self._in_hands(sent, pool):
             return "said", self._status(sent, SchedulerPhase.PENDING, f"waits in pool {pool}")
         if sent.cancelled:
             return "said", self._ended(sent, "cancelled before it began", EndCause.CANCELLED)
-        why = f"pool {pool} has ended: {closed_why}" if closed_why is not None else f"pool {pool} did not take it"
+        why = f"pool {pool} has ended: {over}" if over else f"pool {pool} did not take it"
         return "give back", self._status(sent, SchedulerPhase.PENDING, why)
+
+    def _over(self, sent: Sent, pool: str) -> str:
+        """Why a pool will never begin a job, since it has ended; empty if it still may."""
+        closed = self.folder.closed(pool)
+        if closed is not None:
+            return closed.reason
+        found, held = self._look(pool)
+        if found.ended is None:
+            return ""
+        # what it says that it left was not begun; the rest is judged when nothing of it runs any more
+        return found.ended.message if sent.job in found.ended.left or sent.job not in held else ""
+
+    def _look(self, pool: str) -> tuple[Found, frozenset[str]]:
+        """What a pool has written, and the jobs in its hands."""
+        if pool not in self._looks:
+            held = hands(self.folder.of(pool))  # first: what it lets go of after this has its end by then
+            self._looks[pool] = read_pool(self.folder.of(pool)), held
+        return self._looks[pool]
 
     def _in_hands(self, sent: Sent, pool: str) -> bool:
         """Whether a pool has a job, or had it a moment ago."""
         key = (sent.job, f"not held by {pool}")
-        if holds(self.folder.of(pool), sent.job):
+        if sent.job in self._look(pool)[1]:
             self._since.pop(key, None)
             return True
         if sent.cancelled or sent.job in self._let_go:  # whoever cancelled it has waited for that
@@ -150,7 +170,7 @@ class PoolJobs:
             claim = _record(Claim, folder / CLAIM_FILE)
         seconds = (manifest.wall_ns - claim.wall_ns) / 1e9 if manifest is not None and claim is not None else 0.0
         pool = pool_of(sent.to)
-        nodes = read_pool(self.folder.of(pool)).nodes if pool is not None else 0
+        nodes = self._look(pool)[0].nodes if pool is not None else 0
         return JobStatus(
             scheduler_id=sent.to,
             phase=SchedulerPhase.ENDED,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -133,6 +135,15 @@ def seen(
 def holds(folder: Path, job: str) -> bool:
     """Whether a job is in a pool's hands: it waits there, or is being reduced."""
     return any((folder / place / f"{job}.json").exists() for place in (SPOOL, TAKEN))
+
+
+def hands(folder: Path) -> frozenset[str]:
+    """All jobs in a pool's hands."""
+    jobs: set[str] = set()
+    for place in (SPOOL, TAKEN):
+        with contextlib.suppress(OSError):
+            jobs.update(name.removesuffix(".json") for name in os.listdir(folder / place))
+    return frozenset(jobs)
 
 
 def holder_of(folder: PoolFolder, job: str) -> str | None:

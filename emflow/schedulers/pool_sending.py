@@ -63,7 +63,10 @@ class Sender:
         why = _NOBODY
         loads = list(self._at.values())
         load = {name: loads.count(name) for name in set(loads)}
-        for pool in pool_plan.choose(self._relay.glance(), sent.ranks, load):
+        pools = self._relay.glance()
+        if any(pool.takes for pool in pools) and not any(pool.ranks >= sent.ranks for pool in pools if pool.takes):
+            why = f"no pool has {sent.ranks} ranks"
+        for pool in pool_plan.choose(pools, sent.ranks, load):
             if pool.name in tried:
                 continue
             aimed = msgspec.structs.replace(sent, to=pool_id(pool.name, sent.job), why="")
