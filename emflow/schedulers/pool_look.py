@@ -141,8 +141,8 @@ def hands(folder: Path) -> frozenset[str]:
     """All jobs in a pool's hands."""
     jobs: set[str] = set()
     for place in (SPOOL, TAKEN):
-        with contextlib.suppress(OSError):
-            jobs.update(name.removesuffix(".json") for name in os.listdir(folder / place))
+        with contextlib.suppress(OSError), os.scandir(folder / place) as entries:
+            jobs.update(entry.name.removesuffix(".json") for entry in entries)
     return frozenset(jobs)
 
 
