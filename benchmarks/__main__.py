@@ -14,7 +14,7 @@ from pathlib import Path
 import benchmarks
 from benchmarks import machine
 
-NOT_BENCHMARKS = frozenset({"__main__", "machine"})
+NOT_BENCHMARKS = frozenset({"__main__", "cluster", "machine"})
 
 
 def names() -> tuple[str, ...]:
