@@ -163,6 +163,7 @@ def _check(document: tomlfile.Document, config: Config) -> None:
         shares[watch.share] = number
     _check_roots(document, config.watch)
     _check_folders(document, config)
+    _check_caps(document, config)
     scan = config.scan
     for shorter, longer in (("active_s", "recent_s"), ("recent_s", "whole_s"), ("stall_s", "quarantine_s")):
         if getattr(scan, shorter) > getattr(scan, longer):
@@ -171,6 +172,14 @@ def _check(document: tomlfile.Document, config: Config) -> None:
         registry.target("schedulers", config.scheduler.use)
     except ConfigError as error:
         raise document.error(("scheduler", "use"), error.message, next_step=error.next_step) from None
+
+
+def _check_caps(document: tomlfile.Document, config: Config) -> None:
+    if config.caps.degraded:
+        try:
+            recipe_file(config.caps.degraded, relative_to=config.folder)
+        except ConfigError as error:
+            raise document.error(("caps", "degraded"), error.message, next_step=error.next_step) from None
 
 
 def _check_roots(document: tomlfile.Document, watches: tuple[Watch, ...]) -> None:

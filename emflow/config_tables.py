@@ -64,7 +64,10 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[scheduler]``: who runs the jobs, and how much one may use."""
+    """``[scheduler]``: who runs the jobs, and how much one may use.
+
+    A job that is said to run and shows no sign of life for ``silent_s`` is ended, and followed by the next attempt.
+    """
 
     use: str = "local"
     ranks: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 2
@@ -72,6 +75,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     time_limit_s: Annotated[int, msgspec.Meta(ge=1, le=int(30 * DAY_S))] = 3600
     attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 3
     poll_s: Seconds = 0.2
+    silent_s: Seconds = 600.0
 
 
 class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ max_active = 1        # jobs at the same time
 time_limit_s = 3600   # a job is stopped after this
 attempts = 3          # tries before a person is asked
 poll_s = 0.2          # how often the jobs are looked at
+silent_s = 600.0      # a job that is said to run and shows no sign of life for this long is ended, and tried again
 
 # What jobs ask Slurm for (use = "slurm", "pyslurm" or "pool").  Empty and 0: left to the site's profile, then to Slurm.
 [slurm]

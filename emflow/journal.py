@@ -32,13 +32,14 @@ from emflow.journal_rows import (
     values_of,
     values_of_event,
 )
+from emflow.journal_usage import Usage
 from emflow.records import ACQUISITION_MOVES, JOB_MOVES, Acquisition, AcquisitionState, Job, JobState
 from mpi_kernels.contract import JOB_NAME, Event
 
 _PAGE = 1000
 _SMALL_PAGE = 64
 _ACQUISITION_CHANGES = frozenset({"fingerprint", "format", "kind", "frames", "digest", "supersedes"})
-_JOB_CHANGES = frozenset({"scheduler", "scheduler_id"})
+_JOB_CHANGES = frozenset({"scheduler", "scheduler_id", "memory_mib", "nodes", "started_ns"})
 _EVENT_INSERT = (
     f"INSERT INTO event ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"  # noqa: S608
     " ON CONFLICT (host, pid, seq, wall_ns) DO NOTHING"
@@ -61,6 +62,7 @@ class Journal:
         self.changes = 0
         """Number of events that this object has written: unchanged means that nothing moved."""
         self._db = Database(self.path, read_only=read_only)
+        self.usage = Usage(self._db)
         self._host = socket.gethostname()
 
     def __enter__(self) -> Journal:
@@ -242,7 +244,7 @@ class Journal:
         attrs: Mapping[str, Any] | None = None,
         **columns: Any,
     ) -> Job:
-        """Move a job on; like `move_acquisition`, with the columns ``scheduler`` and ``scheduler_id``."""
+        """Move a job on; like `move_acquisition`, with the columns of `update_job`."""
         states = allowed(from_, to, JOB_MOVES)
         with self.transaction():
             old = self.job(name)
@@ -250,6 +252,13 @@ class Journal:
             self._db.update("job", "name", name, old.state, changed(columns, _JOB_CHANGES, state=to, reason=reason))
             trace = self.acquisition(old.acquisition).trace
             self._event(name, trace, to.lower(), told(old.state, reason, attrs))
+            return self.job(name)
+
+    def update_job(self, name: str, state: JobState, **columns: Any) -> Job:
+        """Change ``reason``, ``scheduler_id``, ``memory_mib``, ``nodes`` or ``started_ns`` of a job that stays."""
+        with self.transaction():
+            in_state(self.job(name), {state}, name)
+            self._db.update("job", "name", name, state, changed(columns, _JOB_CHANGES | {"reason"}))
             return self.job(name)
 
     def job(self, name: str) -> Job:
@@ -272,6 +281,10 @@ class Journal:
         """How many acquisitions, and how many jobs, are in each state, zeros included."""
         acquisitions, jobs = self._db.counts("acquisition"), self._db.counts("job")
         return {s: acquisitions.get(s, 0) for s in AcquisitionState}, {s: jobs.get(s, 0) for s in JobState}
+
+    def count(self, states: Collection[AcquisitionState]) -> int:
+        """How many acquisitions are in some states."""
+        return sum(self._db.all("SELECT count(*) FROM acquisition WHERE state = ?", (s.value,))[0][0] for s in states)
 
     # --- events
 

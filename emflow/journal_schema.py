@@ -110,6 +110,25 @@ STEPS: tuple[Step, ...] = (
             """,
         ),
     ),
+    Step(
+        2,
+        "what jobs cost, by day, and the memory that an attempt had",
+        (
+            "ALTER TABLE job ADD COLUMN memory_mib INTEGER NOT NULL DEFAULT 0 CHECK (memory_mib >= 0)",
+            "ALTER TABLE job ADD COLUMN nodes INTEGER NOT NULL DEFAULT 0 CHECK (nodes >= 0)",
+            "ALTER TABLE job ADD COLUMN started_ns INTEGER NOT NULL DEFAULT 0",
+            """
+            CREATE TABLE usage (
+                job    TEXT NOT NULL REFERENCES job (name),
+                day    TEXT NOT NULL CHECK (day GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]'),  -- UTC
+                node_s REAL NOT NULL CHECK (node_s >= 0),
+                PRIMARY KEY (job, day)
+            ) STRICT
+            """,
+            "CREATE INDEX usage_day ON usage (day)",
+            "CREATE INDEX acquisition_trace ON acquisition (trace)",  # an experiment is the beginning of its traces
+        ),
+    ),
 )
 """A step that was released is never edited: what changes the tables, or a state's name, is a new step."""
 
@@ -203,7 +222,8 @@ def _check_version(connection: sqlite3.Connection, newest: int, path: Path) -> N
 
 
 def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
-    for table in ("acquisition", "job"):  # events are many and only history: damage there shows when they are read
+    # events are many and only history: damage there shows when they are read
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name != 'event'"):
         said = connection.execute(f"PRAGMA quick_check('{table}')").fetchone()[0]
         if said != "ok":
             raise JournalError(f"{printable(str(path))}: damaged ({printable(said)})", next_step=REBUILD)

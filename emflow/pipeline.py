@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from emflow.config import OWN_FOLDERS, Config, Watch, default_match
-from emflow.errors import Busy, JournalError, JournalFull
+from emflow.errors import Busy, ConfigError, JournalError, JournalFull
 from emflow.journal import Journal
 from emflow.prober import Prober
 from emflow.recipes import load_recipe
 from emflow.records import ACTIVE_JOB_STATES, AcquisitionState, Job, JobState
 from emflow.registry import load, names, target
 from emflow.runs import RunFolders, lock
+from emflow.steps import economy
 from emflow.steps.context import RETRY_S, Context, Look, Watched, log, open_alarms
 from emflow.steps.examine import examine
 from emflow.steps.follow import end_jobs, follow
@@ -28,8 +29,9 @@ from emflow.steps.submit import submit
 from emflow.watch.hints import choose
 from emflow.watch.scan import Scanner
 from emflow.watch.settle import Settling
+from mpi_kernels.contract import Recipe
 
-STEPS: tuple[Callable[[Context], None], ...] = (notice, examine, stage, follow, plan, submit)
+STEPS: tuple[Callable[[Context], None], ...] = (notice, examine, stage, follow, plan, submit, economy.tell)
 """In the order of an acquisition's way, so that one turn carries it through several; a job that is followed to its end
 makes room for the next one that is planned."""
 
@@ -188,6 +190,7 @@ def open_pipeline(config: Config) -> Iterator[Pipeline]:
             pool=pool,
             watches={w.share: _watched(w, config, journal, stack) for w in config.watch},
             settling=Settling(config.scan.settle_s, config.scan.stable_s),
+            degraded=degraded_recipe(config),
             wake=lambda: os.eventfd_write(woken, 1),
         )
         for name in open_alarms(journal):  # of a service that has ended; what still holds is told again
@@ -197,6 +200,27 @@ def open_pipeline(config: Config) -> Iterator[Pipeline]:
         stack.callback(end_jobs, context)
         stack.callback(context.stopping.set)
         yield Pipeline(context, woken)
+
+
+def degraded_recipe(config: Config) -> Recipe | None:
+    """The recipe of jobs that are near a cap; None where none is set.
+
+    Raises
+    ------
+    ConfigError
+        It has the name of another one: the journal could not tell them apart.
+    """
+    if not config.caps.degraded:
+        return None
+    degraded = load_recipe(config.caps.degraded, relative_to=config.folder)
+    for watch in config.watch:
+        whole = load_recipe(watch.recipe, relative_to=config.folder)
+        if whole.name == degraded.name and whole != degraded:
+            raise ConfigError(
+                f"[caps] degraded and the recipe of share {watch.share!r} are both called {whole.name!r}",
+                next_step="Give one of them another name",
+            )
+    return degraded
 
 
 def _watched(watch: Watch, config: Config, journal: Journal, stack: contextlib.ExitStack) -> Watched:

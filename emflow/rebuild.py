@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import msgspec
 
-from emflow.errors import EmflowError, printable
+from emflow.errors import EmflowError, JournalError, printable
 from emflow.journal import Journal
+from emflow.journal_usage import by_day
 from emflow.records import AcquisitionState, Job, JobState
 from emflow.runs import AcquisitionFile, RunFolders, failure_reason, lock
 from mpi_kernels import jsonfile
@@ -42,6 +43,8 @@ class _Found(msgspec.Struct, kw_only=True):
     records: list[AcquisitionFile]
     jobs: list[Job]
     problems: list[str]
+    begun: dict[str, int]
+    """When each job claimed its folder."""
 
 
 def rebuild(runs: RunFolders, journal_path: Path, *, results: Path | None = None, force: bool = False) -> Counts:
@@ -83,7 +86,7 @@ def rebuild(runs: RunFolders, journal_path: Path, *, results: Path | None = None
                 if not found.records and not force:
                     _refuse_to_forget(old, runs)
                 events = _take_over(journal, old, problems) + _collect(journal, runs, found)
-                added, jobs = _write(journal, found, results)
+                added, jobs = _write(journal, found, results, old)
         except BaseException:
             _remove(new)
             raise
@@ -103,7 +106,7 @@ def rebuild(runs: RunFolders, journal_path: Path, *, results: Path | None = None
 
 
 def _read(runs: RunFolders, problems: list[str]) -> _Found:
-    found = _Found(records=[], jobs=[], problems=problems)
+    found = _Found(records=[], jobs=[], problems=problems, begun={})
     for folder in runs.acquisition_folders():
         try:
             record = runs.read_acquisition(folder.parent.name, folder.name)
@@ -114,7 +117,7 @@ def _read(runs: RunFolders, problems: list[str]) -> _Found:
             continue
         found.records.append(record)
         for job_folder in runs.job_folders(folder):
-            job = _job(runs, folder.name, job_folder, problems)
+            job = _job(runs, folder.name, job_folder, found)
             found.jobs += [job] if job is not None else []
     found.records.sort(key=lambda record: (record.seen_ns, record.id))
     return found
@@ -134,9 +137,9 @@ def _refuse_to_forget(old: Journal | None, runs: RunFolders) -> None:
         )
 
 
-def _job(runs: RunFolders, acquisition: str, folder: Path, problems: list[str]) -> Job | None:
+def _job(runs: RunFolders, acquisition: str, folder: Path, found: _Found) -> Job | None:
     """A job in the state that its files prove; what they don't, the running service asks the scheduler."""
-    name = f"{acquisition}-{folder.name}"
+    name, problems = f"{acquisition}-{folder.name}", found.problems
     job = Job(
         name=name, acquisition=acquisition, attempt=int(folder.name), state=JobState.FAILED, recipe="", scheduler=""
     )
@@ -153,6 +156,8 @@ def _job(runs: RunFolders, acquisition: str, folder: Path, problems: list[str]) 
     if result is not None or error is not None:
         state = JobState.REDUCED if result is not None else JobState.FAILED
     last = result or error or claim
+    if claim is not None:
+        found.begun[name] = claim.wall_ns
     return msgspec.structs.replace(
         job,
         state=state,
@@ -180,7 +185,7 @@ def _file(read: Callable[[Path], R | None], folder: Path, name: str, problems: l
 # --- writing
 
 
-def _write(journal: Journal, found: _Found, results: Path | None) -> tuple[int, int]:
+def _write(journal: Journal, found: _Found, results: Path | None, old: Journal | None) -> tuple[int, int]:
     reduced = {job.acquisition for job in found.jobs if job.state is JobState.REDUCED}
     replaced = {record.supersedes for record in found.records}
     added: set[str] = set()
@@ -199,8 +204,26 @@ def _write(journal: Journal, found: _Found, results: Path | None) -> tuple[int, 
     for job in found.jobs:
         with _left_out(found.problems, job.name):
             if job.acquisition in added:
-                jobs += journal.add_job(job, event="rebuilt", attrs={"state": str(job.state)})
+                jobs += _add_job(journal, job, found.begun.get(job.name, job.changed_ns), old)
     return len(added), jobs
+
+
+def _add_job(journal: Journal, job: Job, begun_ns: int, old: Journal | None) -> bool:
+    """Add a job with what it cost: as the old journal has it, else of one node from its claim to its last word."""
+    spent = by_day(begun_ns, job.changed_ns, 1)
+    try:
+        if old is not None:
+            known = old.job(job.name)
+            job = msgspec.structs.replace(
+                job, memory_mib=known.memory_mib, nodes=known.nodes, started_ns=known.started_ns
+            )
+            spent = old.usage.of_job(job.name) or spent
+    except (EmflowError, ValueError):
+        pass  # not known to it, or damaged
+    if not journal.add_job(job, event="rebuilt", attrs={"state": str(job.state)}):
+        return False
+    journal.usage.book(job.name, spent)
+    return True
 
 
 @contextlib.contextmanager
@@ -218,10 +241,20 @@ def _old_journal(path: Path, problems: list[str]) -> Iterator[Journal | None]:
         old = None
         if path.exists():
             try:
-                old = stack.enter_context(Journal(path, read_only=True))
+                old = stack.enter_context(_opened(path))
             except EmflowError as error:
                 problems.append(f"the old journal's events are not taken over: {error.message}")
         yield old
+
+
+def _opened(path: Path) -> Journal:
+    """Open the old journal to read; one of an older emflow gets today's tables first."""
+    try:
+        return Journal(path, read_only=True)
+    except JournalError:
+        with contextlib.suppress(EmflowError):
+            Journal(path).close()
+        return Journal(path, read_only=True)
 
 
 def _take_over(journal: Journal, old: Journal | None, problems: list[str]) -> int:

@@ -124,7 +124,17 @@ class Acquisition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to run a recipe over an acquisition."""
+    """One attempt to run a recipe over an acquisition.
+
+    Attributes
+    ----------
+    memory_mib : int
+        Of each node, as it was asked for, or as the scheduler says; 0 where nobody has said.
+    nodes : int
+        That it has or had; 0 until the scheduler or its claim has told.
+    started_ns : int
+        Wall time from which its nodes are counted; 0 likewise.
+    """
 
     name: str
     acquisition: str
@@ -136,6 +146,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     planned_ns: int = 0
     changed_ns: int = 0
+    memory_mib: int = 0
+    nodes: int = 0
+    started_ns: int = 0
 
 
 class SchedulerPhase(enum.StrEnum):
@@ -175,7 +188,11 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     nodes : int
         Nodes that it has or had; 0 where the scheduler does not say.
     elapsed_s : float
-        Seconds that it has had them; 0 likewise.
+        Seconds that it has had them, without those for which it was suspended; 0 likewise.
+    memory_mib : int
+        Memory that it has of each node; 0 likewise.
+    stuck : bool
+        It waits for what can't come by itself: ``reason`` says what a person has to do.
     """
 
     scheduler_id: str
@@ -185,6 +202,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     cause: EndCause = EndCause.UNSAID
     nodes: int = 0
     elapsed_s: float = 0.0
+    memory_mib: int = 0
+    stuck: bool = False
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from mpi_kernels.contract import (
     HEARTBEAT_FILE,
     JOB_FILE,
     JOB_NAME,
+    PARTIAL,
     RESULT_FILE,
     Claim,
     ErrorRecord,
@@ -44,15 +45,23 @@ DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 STOPPED = "stopped"
 """Error code of a job that was stopped from outside; such an attempt says nothing of the data."""
 NO_SPACE = "no-space"
+NO_MEMORY = "memory"
+"""Error code of a job that ran out of memory: it has one more attempt, with twice as much."""
+LOST = "lost"
+"""Begins the reason of a job that its scheduler or its node took away; such an attempt says nothing of the data."""
+TIME_LIMIT = "time-limit"
+"""Error code of a job that stopped because its time was nearly up."""
 _READY = re.compile(r"ready-([0-9]{1,9})\.json")
+_PARTIAL = re.compile(r"partial-([0-9]{1,9})\.json")
 _INT64 = 1 << 63
 
 
 class RunFolders:
     """All run folders below one root, which every compute node sees under the same path."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.root = Path(root)
+        self._clock = clock
         self._beats: dict[Path, tuple[int, int, float]] = {}
 
     # --- where things are
@@ -171,6 +180,15 @@ class RunFolders:
         """``result.json``, the commit: without it there is no result."""
         return _read(ResultManifest, folder / RESULT_FILE)
 
+    def newest_partial(self, folder: Path) -> ResultManifest | None:
+        """The last ``partial-<n>.json`` of a job, if it left one that is whole."""
+        found = [_PARTIAL.fullmatch(path.name) for path in folder.glob("partial-*.json")]
+        newest = max((int(name[1]) for name in found if name), default=0)
+        try:
+            return _read(ResultManifest, folder / f"{PARTIAL.format(newest)}.json") if newest else None
+        except (FormatError, OSError):
+            return None
+
     def result_is_whole(self, folder: Path, manifest: ResultManifest) -> bool:
         """Whether the result file is the one that the manifest was written for."""
         try:
@@ -197,7 +215,7 @@ class RunFolders:
             stat = (folder / HEARTBEAT_FILE).stat()
         except OSError:
             return None
-        now, seen = time.monotonic(), self._beats.get(folder)
+        now, seen = self._clock(), self._beats.get(folder)
         if seen is None or seen[:2] != (stat.st_mtime_ns, stat.st_size):
             self._beats.pop(folder, None)
             self._beats[folder] = seen = (stat.st_mtime_ns, stat.st_size, now)
@@ -234,7 +252,7 @@ def failure_reason(error: ErrorRecord) -> str:
     """What the journal keeps of an ``error.json``; starts with ``final`` where another attempt can't help."""
     text = error.message + (f" (frame {error.frame})" if error.frame is not None else "")
     text += f". {error.next_step}" if error.next_step else ""
-    if error.code in (STOPPED, NO_SPACE):
+    if error.code in (STOPPED, NO_SPACE, NO_MEMORY):
         return f"{error.code}: {text}"
     return text if error.retryable else f"final: {text}"
 
@@ -296,4 +314,5 @@ def _folders(parent: Path, name: re.Pattern[str]) -> Iterator[Path]:
     yield from (parent / n for n in found)
 
 
-__all__ = ["NO_SPACE", "STOPPED", "AcquisitionFile", "RunFolders", "failure_reason", "holder", "lock"]
+__all__ = ["LOST", "NO_MEMORY", "NO_SPACE", "STOPPED", "TIME_LIMIT"]
+__all__ += ["AcquisitionFile", "RunFolders", "failure_reason", "holder", "lock"]

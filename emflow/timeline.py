@@ -10,7 +10,7 @@ import msgspec
 from emflow.config import Config
 from emflow.journal import Journal
 from emflow.microscope.protocol import COMMAND_ID
-from emflow.records import Acquisition, Job
+from emflow.records import ACTIVE_JOB_STATES, Acquisition, Job
 from emflow.runs import RunFolders
 from mpi_kernels.contract import Event
 
@@ -55,7 +55,10 @@ and what lies before each.  Publishing is not among them: the agent does not wai
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One acquisition as `emflow status` shows it; ``seconds`` from the first sight to each step that happened."""
+    """One acquisition as `emflow status` shows it; ``seconds`` from the first sight to each step that happened.
+
+    ``reason`` is its own, or that of a job that can't start or is not known; ``node_hours`` are those of all attempts.
+    """
 
     id: str
     share: str
@@ -68,6 +71,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     job_state: str
     scheduler_id: str
+    node_hours: float
     seen_ns: int
     seconds: dict[str, float]
 
@@ -108,13 +112,14 @@ def row_of(journal: Journal, acquisition: Acquisition) -> Row:
         share=acquisition.share,
         path=acquisition.name,
         state=acquisition.state.value,
-        reason=acquisition.reason,
+        reason=acquisition.reason or (job.reason if job is not None and job.state in ACTIVE_JOB_STATES else ""),
         format=acquisition.format,
         kind=acquisition.kind,
         frames=acquisition.frames,
         job=job.name if job else "",
         job_state=job.state.value if job else "",
         scheduler_id=job.scheduler_id if job else "",
+        node_hours=round(journal.usage.of_acquisition(acquisition.id), 6),
         seen_ns=acquisition.seen_ns,
         seconds={name: (when - acquisition.seen_ns) / 1e9 for name, when in times.items()},
     )

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,7 @@ pytest_plugins = ["pytester"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = f"EMFLOW_TEST_RUN={os.getpid()}.{secrets.token_hex(4)}"
 GRACE_S = 5.0
+SID = Path(os.environ.get("EMFLOW_SID", "/var/cache/emflow-sid"))
 PEERS = ("hyperspy", "silx", "emdfile", "stempy", "libertem", "pyxem")
 
 
@@ -126,6 +128,27 @@ def _without_slurm() -> str | None:
     return cluster.missing()
 
 
+def _without_pyslurm() -> str | None:
+    there = importlib.util.find_spec("pyslurm") is not None
+    how = "pip install pyslurm of the release of the Slurm here, or see tests/integration/slurm/sid.sh"
+    return None if there else f"pyslurm is not installed: {how}"
+
+
+def _without_sid() -> str | None:
+    if shutil.which("debootstrap") is None:
+        return "debootstrap is not installed: apt-get install debootstrap"
+    if reason := _without_root():
+        return reason
+    mirror = os.environ.get("EMFLOW_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+    if (SID / "recipe").exists():
+        return None
+    try:
+        with urllib.request.urlopen(f"{mirror}/dists/sid/InRelease", timeout=20):
+            return None
+    except OSError as error:
+        return f"there is no {SID} yet, and {mirror} (EMFLOW_DEBIAN_MIRROR) does not answer: {error}"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "mpi": _without_mpi,
     "strace": _without_strace,
@@ -137,6 +160,8 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "gpu": _without_gpu,
     "native": _without_native,
     "slurm": _without_slurm,
+    "pyslurm": _without_pyslurm,
+    "sid": _without_sid,
 }
 
 
@@ -323,6 +348,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
     with cluster.running(tmp_path_factory.mktemp("slurm") / "cluster") as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def sid_folder() -> Path:
+    """Where the chroot of Debian sid lies, or will."""
+    demand("sid")
+    return SID
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what the tests need from Debian or Ubuntu: strace, shellcheck, compilers, Slurm (its daemons are not started),
-# and Python's venv and headers.  Safe to run again.
+# debootstrap, and Python's venv and headers.  Safe to run again.
 set -euo pipefail
 
 missing=()
@@ -8,6 +8,7 @@ command -v strace >/dev/null || missing+=(strace)
 command -v shellcheck >/dev/null || missing+=(shellcheck)
 for daemon in slurmctld slurmd; do [[ -x /usr/sbin/$daemon ]] || missing+=("$daemon"); done
 command -v sbatch >/dev/null || missing+=(slurm-client)
+command -v debootstrap >/dev/null || missing+=(debootstrap)
 command -v g++ >/dev/null || missing+=(g++)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 python3 -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("include")) / "Python.h").stat()' 2>/dev/null \

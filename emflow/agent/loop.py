@@ -13,6 +13,7 @@ from emflow.agent import judging, resting, stopping
 from emflow.agent.control import Finished
 from emflow.agent.notes import write_notes
 from emflow.agent.opening import Experiment
+from emflow.agent.pressure import Pressure, ease
 from emflow.agent.progress import Taken
 from emflow.agent.protocol import Decision, Ending, Verdict
 from emflow.agent.records import Decided, Ended, Received, Recovered, Seen, Source, Told, planned
@@ -37,6 +38,7 @@ class Loop:
         self._hand = hand
         self._waiting = Waiting(experiment)
         self._copy = EventCopy(experiment.folder, experiment.id)
+        self._pressure = Pressure(experiment.config.service.runs)
         self._ask_first = experiment.resumed
 
     def run(self) -> Ended:
@@ -168,6 +170,8 @@ class Loop:
 
     def _carry_out(self, last: Taken) -> None:
         """Send what is outstanding, in order, until one is not done."""
+        if not last.receipts and not self._ask_first:  # what was begun is finished: it may be what the others wait for
+            ease(self.x, self._pressure)
         self.x.show("sending")
         for command in last.outstanding:
             receipt = None

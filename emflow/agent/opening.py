@@ -57,10 +57,10 @@ class Experiment:
             self.progress.apply(record)
         self.show()
 
-    def show(self, state: State | None = None) -> None:
+    def show(self, state: State | None = None, *, held: str = "") -> None:
         """Tell people how it is."""
         self.state = state or self.state
-        self.control.publish(status_of(self.log, self.progress, self.state, self.clock.seconds))
+        self.control.publish(status_of(self.log, self.progress, self.state, self.clock.seconds, held=held))
 
 
 # --- the policy
@@ -130,6 +130,14 @@ def reductions_for(config: Config, policy: Policy, name: str, share: Watch) -> t
             f"policy {name!r} reads {', '.join(lacking)}, which recipe {made.name!r} of share {share.share!r} "
             "does not make so",
             next_step=f'Set recipe = "{policy.recipe}" in the [[watch]] of that share, and restart emflow run',
+        )
+    cheaper = load_recipe(config.caps.degraded, relative_to=config.folder) if config.caps.degraded else made
+    lacking = [r.name for r in needed.reductions if r not in cheaper.reductions]
+    if lacking:
+        raise ConfigError(
+            f"policy {name!r} reads {', '.join(lacking)}, which recipe {cheaper.name!r} ([caps] degraded) does not "
+            "make so: near a cap its results could not be used",
+            next_step="Name a recipe there that makes them, or none; and restart emflow run",
         )
     return tuple(r.name for r in needed.reductions)
 

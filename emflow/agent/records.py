@@ -176,12 +176,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     trusted: bool
 
 
-State = Literal["idle", "starting", "deciding", "sending", "waiting", "asking", "paused", "hold", "ended"]
-"""asking: a person's approval is waited for. hold: something has to be looked at; `resume` goes on."""
+State = Literal["idle", "starting", "deciding", "sending", "waiting", "asking", "held", "paused", "hold", "ended"]
+"""asking: a person's approval is waited for. held: too many acquisitions wait for the service; it goes on by itself.
+hold: something has to be looked at; `resume` goes on."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How the agent is; ``pending`` is the decision that waits for approval, or was proposed."""
+    """How the agent is.
+
+    ``pending`` is the decision that waits for approval, or was proposed; ``held`` what it waits for in that state.
+    """
 
     state: State
     experiment: str = ""
@@ -197,4 +201,5 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     ending: str = ""
     reason: str = ""
+    held: str = ""
     rows: tuple[Row, ...] = ()

@@ -10,8 +10,8 @@ ROWS = 30
 """Decisions that the status tells of."""
 
 
-def status_of(log: ExperimentLog, progress: Progress, state: State, seconds: float) -> AgentStatus:
-    """An experiment's status from its log."""
+def status_of(log: ExperimentLog, progress: Progress, state: State, seconds: float, *, held: str = "") -> AgentStatus:
+    """An experiment's status from its log; ``held`` says what it waits for in that state."""
     started, last, ended = progress.started, progress.last, progress.ended
     decision = last.decided.decision if last else None
     told = next((t.decided.decision for t in reversed(progress.taken) if t.decided.decision.merit is not None), None)
@@ -31,6 +31,7 @@ def status_of(log: ExperimentLog, progress: Progress, state: State, seconds: flo
         seconds=round(seconds, 3),
         ending=ended.ending.value if ended else "",
         reason=ended.reason if ended else decision.reason if decision else "",
+        held=held,
         rows=_rows(log, progress),
     )
 

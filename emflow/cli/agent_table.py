@@ -63,6 +63,8 @@ def status_table(status: AgentStatus) -> Table:
         actions = ", ".join(_action(a) for a in status.pending.actions)
         what = f"emflow agent approve {status.number}" if status.state == "asking" else "proposed"
         table.caption = f"{what}: {actions}"
+    elif status.state == "held":
+        table.caption = f"held: {status.held}; goes on by itself, see emflow status"
     elif status.state == "hold":
         table.caption = "on hold: look at the microscope, then: emflow agent resume"
     return table

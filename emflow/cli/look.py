@@ -17,10 +17,12 @@ from emflow.cli.options import configuration, journal_of, json_option, print_jso
 from emflow.config import Config
 from emflow.errors import UsageError, printable
 from emflow.journal import Journal
+from emflow.journal_usage import day_of
 from emflow.microscope.protocol import COMMAND_ID
 from emflow.records import Acquisition, AcquisitionState, JobState
 from emflow.runs import holder
 from emflow.steps.context import open_alarms
+from emflow.steps.economy import waiting
 from emflow.timeline import STEPS, Row, acquisition_events, row_of, trace_of
 from mpi_kernels.contract import Event
 
@@ -55,10 +57,18 @@ def overview(config: Config, journal: Journal, limit: int) -> dict[str, Any]:
     acquisitions, jobs = journal.counts()
     newest = journal.acquisitions(limit=limit, newest_first=True)
     pid = holder(config.service.state)
+    caps, day = config.caps, day_of(time.time_ns())
     return {
         "service": {"running": pid is not None, "pid": pid},
         "acquisitions": {state.value: acquisitions[state] for state in AcquisitionState},
         "jobs": {state.value: jobs[state] for state in JobState},
+        "node_hours": {
+            "day": day,
+            "spent": round(journal.usage.of_day(day), 6),
+            "cap": caps.node_hours_per_day,
+            "cap_per_experiment": caps.node_hours_per_experiment,
+        },
+        "backlog": {"waiting": waiting(journal), "limit": caps.backlog},
         "alarms": open_alarms(journal),
         "newest": [row_of(journal, a) for a in newest],
     }
@@ -68,12 +78,19 @@ def status_table(view: dict[str, Any], width: int) -> Group:
     """Lay the overview out for a terminal."""
     service = f"service running, pid {view['service']['pid']}" if view["service"]["running"] else "service not running"
     counts = "  ".join(f"{state} {n}" for state, n in view["acquisitions"].items() if n) or "nothing seen yet"
-    head = [Text(line) for line in (f"emflow: {service}", counts, "seconds since first sight:")]
+    head = [Text(line) for line in (f"emflow: {service}", counts, spending(view), "seconds since first sight:")]
     table = status_rows(view["newest"], width)
     notes = [Text(f"{row.id[:8]}: {printable(row.reason)}") for row in view["newest"] if row.reason]
     for name, text in view["alarms"].items():
         notes.append(Text(f"ALARM {name}: {printable(text)}", style="bold red"))
     return Group(*head, table, *notes)
+
+
+def spending(view: dict[str, Any]) -> str:
+    """What jobs have cost today, and how many acquisitions wait."""
+    hours, backlog = view["node_hours"], view["backlog"]
+    day = f"{hours['spent']:.3f} node-hours on {hours['day']} (UTC)" + (f" of {hours['cap']:g}" if hours["cap"] else "")
+    return f"{day}, {backlog['waiting']} waiting" + (f" of {backlog['limit']}" if backlog["limit"] else "")
 
 
 def status_rows(rows: list[Row], width: int) -> Table:
@@ -90,6 +107,7 @@ def status_rows(rows: list[Row], width: int) -> Table:
         table.add_column(step, justify="right", no_wrap=True)
     if wide:
         table.add_column("job", no_wrap=True)
+        table.add_column("node-h", justify="right", no_wrap=True)
     for row in rows:
         data = f"{row.kind} {row.format}, {row.frames} frames" if row.format else ""
         table.add_row(
@@ -98,7 +116,7 @@ def status_rows(rows: list[Row], width: int) -> Table:
             Text(row.state, style=COLOURS.get(row.state, "cyan")),
             *([data] if wide else []),
             *(f"{row.seconds[step]:.2f}" if step in row.seconds else "" for step in steps),
-            *([f"{row.job[17:]} {row.job_state}"] if wide else []),
+            *([f"{row.job[17:]} {row.job_state}", f"{row.node_hours:.3f}"] if wide else []),
         )
     return table
 

@@ -29,7 +29,7 @@ import msgspec
 from emflow.errors import Unavailable, printable
 from emflow.records import EndCause
 from mpi_kernels.contract import JOB_NAME
-from mpi_kernels.jsonfile import publish, replace
+from mpi_kernels.jsonfile import publish
 from mpi_kernels.pool.records import POOL_NAME
 
 T = TypeVar("T")
@@ -187,18 +187,24 @@ class PoolFolder:
         if not JOB_NAME.fullmatch(job):
             return None
         if job not in self._sent:
-            found = _read(Sent, self.root / SENT_FOLDER / f"{job}.json")
-            if found is None:
+            try:
+                self._sent[job] = msgspec.json.decode((self.root / SENT_FOLDER / f"{job}.json").read_bytes(), type=Sent)
+            except (FileNotFoundError, msgspec.MsgspecError):  # a power cut may have torn it: the pools are asked
                 return None
-            self._sent[job] = found
         return self._sent[job]
 
     def write_sent(self, sent: Sent) -> None:
         """Record where a job is sent; only the service that holds the journal does so."""
-        folder = self.root / SENT_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        # no fsync of the folder: a record that a power cut takes is found again in the pools' own folders
-        replace(folder / f"{sent.job}.json", msgspec.json.encode(sent))
+        path = self.root / SENT_FOLDER / f"{sent.job}.json"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        data = msgspec.json.encode(sent)
+        # not to last a power cut, for which a job would have to wait: what is lost is found in the pools' own folders
+        try:
+            temporary.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+        temporary.replace(path)
         self._sent[sent.job] = sent
 
     def forget(self, job: str) -> None:

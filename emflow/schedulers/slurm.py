@@ -10,18 +10,20 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
+import msgspec
+
 from emflow.config import Config
-from emflow.errors import SubmitError, Unavailable, printable
-from emflow.records import JobStatus, Resources, SchedulerPhase
-from emflow.schedulers import site, slurm_check, slurm_commands
+from emflow.errors import SubmitError, Unavailable
+from emflow.records import EndCause, JobStatus, Resources, SchedulerPhase
+from emflow.schedulers import site, slurm_check, slurm_commands, slurm_status
 from emflow.schedulers.protocol import Finding, Rehearsal
-from emflow.schedulers.slurm_commands import Row
-from emflow.schedulers.slurm_reasons import explained
-from emflow.schedulers.slurm_states import Meaning, judge
+from emflow.schedulers.slurm_rows import Row
+from emflow.schedulers.slurm_states import judge
+from emflow.schedulers.slurm_transport import Transport
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import CLAIM_FILE, JOB_NAME, Claim
 from mpi_kernels.errors import FormatError
@@ -44,7 +46,8 @@ ASK_EVERY_S = 1.0
 
 _LOOK_S = 0.1
 _PLACEHOLDER = Path("/RUNS/<day>/<acquisition>/<nn>")
-_ALIVE = (SchedulerPhase.PENDING, SchedulerPhase.RUNNING, SchedulerPhase.UNKNOWN)
+_LIVELY = (SchedulerPhase.RUNNING, SchedulerPhase.UNKNOWN, SchedulerPhase.PENDING, SchedulerPhase.ENDED)
+"""Of several jobs of one name the one that runs is taken, and the newest of those that are alike."""
 
 T = TypeVar("T")
 
@@ -58,12 +61,15 @@ class SlurmScheduler:
         Where the site's profile, the account and the rest of ``[slurm]`` come from.
     settle_s : float
         Seconds that a doubtful job must be missing from Slurm's answers before it counts as not sent.
+    transport : Transport
+        The way to Slurm; its commands by default.
     """
 
     name: ClassVar[str] = "slurm"
     ends_with_service: ClassVar[bool] = False
 
-    def __init__(self, config: Config, *, settle_s: float = SETTLE_S) -> None:
+    def __init__(self, config: Config, *, settle_s: float = SETTLE_S, transport: Transport = slurm_commands) -> None:
+        self._slurm = transport
         self._config = config
         self._settle_s = settle_s
         self._doubts: dict[str, float | None] = {}
@@ -84,7 +90,7 @@ class SlurmScheduler:
         self._refuse_while_away()
         self._heard = (0.0, {}, {})
         try:
-            found = self._asked(lambda: slurm_commands.submit(flags, request.script, folder, _given(request)))
+            found = self._asked(lambda: self._slurm.submit(flags, request.script, folder, _given(request)))
         except SubmitError as error:
             if error.transient:
                 self._doubts[name] = None
@@ -103,10 +109,9 @@ class SlurmScheduler:
         Unavailable
             Slurm can't be asked, or sbatch failed a moment ago and its request may still be taken.
         """
-        rows = self._asked(lambda: slurm_commands.listed([name])) or self._accounted([name])
+        rows = self._asked(lambda: self._slurm.listed([name])) or self._accounted([name])
         rows = [row for row in rows if not _record_of_a_refusal(row)]
-        # one that lives before one that has ended, then the newest
-        rows.sort(key=lambda row: (judge(row.state).phase in _ALIVE, int(row.id)), reverse=True)
+        rows.sort(key=lambda row: (_LIVELY.index(judge(row.state).phase), -int(row.id)))
         found = [row.id for row in rows] or _claimed(name, folder)
         if found:
             self._doubts.pop(name, None)
@@ -130,7 +135,7 @@ class SlurmScheduler:
         """End jobs with all their processes; raises `Unavailable` where some are left after long."""
         self._heard = (0.0, {}, {})
         ids = [one for one in scheduler_ids if one.isascii() and one.isdigit()]
-        known = self._asked(lambda: slurm_commands.named(ids)) if ids else []
+        known = self._asked(lambda: self._slurm.named(ids)) if ids else []
         # by name: whatever else was sent for the same run folder, and nothing that got an old id
         names = sorted({row.name for row in known if JOB_NAME.fullmatch(row.name)})
         if not names:
@@ -139,7 +144,7 @@ class SlurmScheduler:
         told: set[str] = set()
         while alive := self._alive(names):
             if new := [one for one in alive if one not in told]:
-                self._asked(functools.partial(slurm_commands.cancel, new))
+                self._asked(functools.partial(self._slurm.cancel, new))
                 told.update(new)
             if time.monotonic() > until:
                 raise Unavailable(f"{CANCEL_S:g} s after scancel there are still processes of {', '.join(alive)}")
@@ -173,12 +178,13 @@ class SlurmScheduler:
     def _look(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
         names = [name for name in jobs if JOB_NAME.fullmatch(name)]
         if not names:
-            return {name: _gone(scheduler_id) for name, scheduler_id in jobs.items()}
-        rows = _by_name(self._asked(lambda: slurm_commands.listed(names)))
-        missing = [name for name in names if _chosen(rows.get(name, []), jobs[name]) is None]
-        for name, more in _by_name(self._accounted(missing)).items():
+            return {name: slurm_status.gone(scheduler_id) for name, scheduler_id in jobs.items()}
+        rows = slurm_status.by_name(self._asked(lambda: self._slurm.listed(names)))
+        missing = [name for name in names if slurm_status.chosen(rows.get(name, []), jobs[name]) is None]
+        for name, more in slurm_status.by_name(self._accounted(missing)).items():
             rows[name] = [*rows.get(name, []), *more]
-        return {name: _status(rows.get(name, []), scheduler_id) for name, scheduler_id in jobs.items()}
+        said = {name: slurm_status.status(rows.get(name, []), scheduler_id) for name, scheduler_id in jobs.items()}
+        return {name: _with_memory(one) for name, one in said.items()}
 
     def _asked(self, question: Callable[[], T]) -> T:
         """Ask, unless Slurm did not answer a moment ago.
@@ -203,7 +209,7 @@ class SlurmScheduler:
         if not names or time.monotonic() < self._ask_accounting_from:
             return []
         try:
-            rows = slurm_commands.accounted(names)
+            rows = self._slurm.accounted(names)
         except Unavailable as error:
             log.warning("Slurm's accounting does not answer: %s", error.message)
             self._ask_accounting_from = time.monotonic() + ACCOUNTING_S
@@ -213,7 +219,7 @@ class SlurmScheduler:
         return rows or []
 
     def _alive(self, names: list[str]) -> list[str]:
-        rows = self._asked(lambda: slurm_commands.listed(names))
+        rows = self._asked(lambda: self._slurm.listed(names))
         return [row.id for row in rows if not judge(row.state).ended]
 
     def _settle(self, name: str) -> None:
@@ -259,46 +265,8 @@ def _record_of_a_refusal(row: Row) -> bool:
     return row.state == "FAILED" and not row.node
 
 
-def _by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.name, []).append(row)
-    return found
-
-
-def _chosen(rows: Iterable[Row], scheduler_id: str) -> Row | None:
-    """The job that was sent; or the one that runs in its place, since it came first after a doubt."""
-    own = next((row for row in rows if row.id == scheduler_id), None)
-    if own is not None and not judge(own.state).ended:
-        return own
-    return next((row for row in rows if judge(row.state).phase is SchedulerPhase.RUNNING), own)
-
-
-def _status(rows: Iterable[Row], scheduler_id: str) -> JobStatus:
-    row = _chosen(rows, scheduler_id)
-    if row is None:
-        return _gone(scheduler_id)
-    meaning = judge(row.state)
-    return JobStatus(
-        scheduler_id=row.id,
-        phase=meaning.phase,
-        reason=_reason(row, meaning),
-        node=row.node,
-        cause=meaning.cause,
-        nodes=row.nodes if row.node else 0,  # before it starts, what it asks for
-        elapsed_s=row.elapsed_s,
-    )
-
-
-def _reason(row: Row, meaning: Meaning) -> str:
-    if row.state == "PENDING":
-        return printable(explained(row.reason))
-    if meaning.ended:
-        why = f" ({row.reason})" if row.reason not in ("", "None") else ""
-        return printable(f"{row.state}{why}")
-    return printable(f"{row.state}: {meaning.text}" if meaning.text else "")
-
-
-def _gone(scheduler_id: str) -> JobStatus:
-    text = "Slurm does not know it any more"
-    return JobStatus(scheduler_id=scheduler_id, phase=SchedulerPhase.GONE, reason=text)
+def _with_memory(status: JobStatus) -> JobStatus:
+    """What a job had that ran out of memory, so that the next attempt gets more."""
+    if status.cause is not EndCause.OUT_OF_MEMORY:
+        return status
+    return msgspec.structs.replace(status, memory_mib=slurm_commands.memory_mib(status.scheduler_id))

@@ -11,6 +11,7 @@ from emflow.errors import EmflowError, Unavailable, printable
 from emflow.records import Resources
 from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.protocol import Finding, Rehearsal
+from emflow.schedulers.slurm_rows import seconds
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 FORGETS_S = 60
@@ -106,4 +107,4 @@ def _fields(line: str) -> dict[str, str]:
 
 
 def _limit(text: str) -> float:
-    return slurm_commands.seconds(text) if text != "UNLIMITED" else float("inf")
+    return seconds(text) if text != "UNLIMITED" else float("inf")

@@ -1,8 +1,7 @@
 """Slurm's commands: how they are called, and what their answers are.
 
 Argument lists only, and an environment of our own: ``SBATCH_*``, ``SQUEUE_*`` and the like of whoever started the
-service would change what the commands do.  No ``--json``: 22.05 ignores ``-j`` with it and 25.11 hides finished jobs;
-``-o`` with the one field of free text at the end is the same from 20.11 to 26.05.
+service would change what the commands do.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from emflow.errors import SubmitError, Unavailable, printable
+from emflow.schedulers.slurm_rows import SACCT_FORMAT, SQUEUE_FORMAT, Row, parse_memory, parse_sacct, parse_squeue
 
 SUBMIT_S = 40.0
 """sbatch gives up by itself 10 s (MessageTimeout) after a controller stopped answering, and tries some errors again."""
@@ -29,8 +29,6 @@ NAMES_AT_ONCE = 4000
 REMEMBERED_DAYS = 35
 """How far back sacct looks; without a start it looks at today only.  A job may take 30 days."""
 
-ROW = "%i|%j|%T|%D|%M|%B|%r"
-_SACCT_ROW = "JobIDRaw,JobName,State,NNodes,ElapsedRaw,NodeList"
 _INSTALL = "Install Slurm's commands on this machine, or put them on the service's PATH"
 
 _AWAY = re.compile(
@@ -95,18 +93,6 @@ class Answer(NamedTuple):
         """What it complained of, in one line."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
         return printable("; ".join(re.sub(r"^\w+: (error: )?", "", line) for line in lines))[:500]
-
-
-class Row(NamedTuple):
-    """One job, as squeue or sacct lists it; ``reason`` is Slurm's own word."""
-
-    id: str
-    name: str
-    state: str
-    nodes: int
-    elapsed_s: float
-    node: str = ""
-    reason: str = ""
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -220,8 +206,9 @@ def listed(names: Iterable[str]) -> list[Row]:
     wanted, rows = list(names), list[Row]()
     for begin in range(0, len(wanted), NAMES_AT_ONCE):
         chosen = ",".join(wanted[begin : begin + NAMES_AT_ONCE])
-        # --all: partitions may be hidden from squeue's users
-        answer = ask("squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), f"--name={chosen}", "-o", ROW)
+        answer = ask(
+            "squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), f"--name={chosen}", "-o", SQUEUE_FORMAT
+        )
         rows += parse_squeue(answer.out)
     return rows
 
@@ -238,7 +225,7 @@ def accounted(names: Iterable[str]) -> list[Row] | None:
     span = ("-S", f"now-{REMEMBERED_DAYS}days", "-u", str(os.getuid()))
     for begin in range(0, len(wanted), NAMES_AT_ONCE):
         chosen = ",".join(wanted[begin : begin + NAMES_AT_ONCE])
-        answer = run(("sacct", "-n", "-P", "-X", *span, f"--name={chosen}", "-o", _SACCT_ROW))
+        answer = run(("sacct", "-n", "-P", "-X", *span, f"--name={chosen}", "-o", SACCT_FORMAT))
         if "accounting storage is disabled" in answer.err:
             return None
         if answer.code:
@@ -249,10 +236,21 @@ def accounted(names: Iterable[str]) -> list[Row] | None:
 
 def named(ids: Sequence[str]) -> list[Row]:
     """Our jobs with these ids, as far as the controller remembers."""
-    answer = run(("squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), "-j", ",".join(ids), "-o", ROW))
+    answer = run(
+        ("squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), "-j", ",".join(ids), "-o", SQUEUE_FORMAT)
+    )
     if answer.code and "Invalid job id" not in answer.err:  # said of a single job that is forgotten
         raise Unavailable(f"squeue failed: {answer.said or f'exit status {answer.code}'}")
     return list(parse_squeue(answer.out))
+
+
+def memory_mib(job: str) -> int:
+    """MiB of each node that a job was given; 0 if Slurm does not say, can't be asked, or does not look at memory."""
+    try:
+        answer = ask("scontrol", "-o", "show", "job", job)
+    except Unavailable:
+        return 0
+    return parse_memory(answer.out)
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -262,32 +260,6 @@ def cancel(ids: Sequence[str]) -> None:
         raise Unavailable(f"scancel failed: {answer.said or f'exit status {answer.code}'}")
 
 
-def parse_squeue(text: str) -> Iterator[Row]:
-    """Jobs in what ``squeue -o`` of `ROW` printed; what is not one job (a task of an array) is left out."""
-    for line in text.splitlines():
-        fields = line.split("|", 6)
-        if len(fields) == 7 and fields[0].isascii() and fields[0].isdigit():
-            job, name, state, nodes, elapsed, node, reason = fields
-            yield Row(job, name, state, _count(nodes), seconds(elapsed), node.replace("n/a", ""), reason.strip())
-
-
-def parse_sacct(text: str) -> Iterator[Row]:
-    """Jobs in what ``sacct -n -P -X`` of the same fields printed."""
-    for line in text.splitlines():
-        fields = line.split("|")
-        if len(fields) == 6 and fields[0].isascii() and fields[0].isdigit():
-            job, name, state, nodes, elapsed, node = fields
-            yield Row(job, name, state, _count(nodes), float(_count(elapsed)), node.replace("None assigned", ""))
-
-
-def seconds(text: str) -> float:
-    """Seconds of ``days-hours:minutes:seconds``, as squeue shows it; 0 if it shows anything else (``INVALID``)."""
-    found = re.fullmatch(r"(?:([0-9]+)-)?(?:([0-9]+):)?([0-9]+):([0-9]+)", text.strip())
-    if found is None:
-        return 0.0
-    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
-
-
-def _count(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+def _squeue() -> tuple[str, ...]:
+    """The beginning of a question for our jobs; ``--all`` because partitions may be hidden from their users."""
+    return ("squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), "-o", SQUEUE_FORMAT)

@@ -14,11 +14,12 @@ from emflow.records import EndCause, SchedulerPhase
 
 
 class Meaning(NamedTuple):
-    """What a word says: the phase, why the job ended if it did, and what to add in plain words."""
+    """What a word says: phase, why the job ended if it did, what to add in plain words, and if a person must act."""
 
     phase: SchedulerPhase
     cause: EndCause = EndCause.UNSAID
     text: str = ""
+    stuck: bool = False
 
     @property
     def ended(self) -> bool:
@@ -56,9 +57,9 @@ STATES: Mapping[str, Meaning] = {
     "REQUEUED_CRON": Meaning(_WAITS, text="put back into the queue"),
     "EXPEDITING": Meaning(_WAITS, text="put back into the queue, at its head"),
     "REQUEUE_FED": Meaning(_WAITS, text="put back into the queue of the federation"),
-    "REQUEUE_HOLD": Meaning(_WAITS, text=f"put back into the queue and {_HELD}"),
-    "SPECIAL_EXIT": Meaning(_WAITS, text=f"put back into the queue with a special exit code and {_HELD}"),
-    "RESV_DEL_HOLD": Meaning(_WAITS, text=f"its reservation was deleted, and it is {_HELD}"),
+    "REQUEUE_HOLD": Meaning(_WAITS, text=f"put back into the queue and {_HELD}", stuck=True),
+    "SPECIAL_EXIT": Meaning(_WAITS, text=f"put back into the queue with a special exit code and {_HELD}", stuck=True),
+    "RESV_DEL_HOLD": Meaning(_WAITS, text=f"its reservation was deleted, and it is {_HELD}", stuck=True),
     "REVOKED": Meaning(_WAITS, text="another cluster of the federation has it"),
 }
 """By the word that ``squeue -o %T`` and ``sacct -o State`` show."""

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emflow.backlog import Backlog
 from emflow.config import Config
 from emflow.errors import Busy, EmflowError, JournalError, JournalFull, NoSpace, StaleState
 from emflow.journal import Journal
@@ -63,6 +64,15 @@ class Look:
 
 
 @dataclass(slots=True)
+class Heard:
+    """A job's last sign of life: when it was seen, the time that the job had had then, and its age since."""
+
+    at: float
+    elapsed_s: float
+    age_s: float | None
+
+
+@dataclass(slots=True)
 class Context:
     """The parts of one running service."""
 
@@ -84,6 +94,20 @@ class Context:
     """Earliest time of the next try, by acquisition or job, after something that may pass by itself."""
     ended: dict[str, float] = field(default_factory=dict)
     """When the scheduler first said that a job had ended of which the run folder says nothing."""
+    leaving: dict[str, float] = field(default_factory=dict)
+    """When a job was first seen to have said that it was stopped."""
+    look_again: dict[str, float] = field(default_factory=dict)
+    """When a job that runs is looked at next, for a sign of life and for what it costs."""
+    heard: dict[str, Heard] = field(default_factory=dict)
+    """The last sign of life of each job that is said to run."""
+    booked: dict[str, float] = field(default_factory=dict)
+    """When the cost of each running job was written into the journal last."""
+    told: tuple[Backlog, float] | None = None
+    """The backlog that was published last, and when."""
+    degraded: Recipe | None = None
+    """The recipe of jobs that are near a cap."""
+    wall: Callable[[], float] = time.time
+    """Seconds since 1970: caps are by the day."""
     alarms: dict[str, str] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
 

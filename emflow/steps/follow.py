@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from emflow.errors import Unavailable
 from emflow.records import Acquisition, Job, JobState, JobStatus, SchedulerPhase
-from emflow.runs import NO_SPACE, STOPPED, failure_reason
+from emflow.runs import LOST, NO_SPACE, STOPPED, failure_reason
+from emflow.steps import economy
+from emflow.steps.alive import silent_s
 from emflow.steps.context import DISK_RUNS, RETRY_S, Context, log
-from emflow.transfer import free_bytes
-from mpi_kernels.contract import ErrorRecord, ResultManifest
+from emflow.steps.ending import MANIFEST_GRACE_S, grace_s, said_by_the_job, said_by_the_scheduler
+from mpi_kernels.contract import ResultManifest
 from mpi_kernels.errors import FormatError, printable
 
-MANIFEST_GRACE_S = 0.5
-"""How long a result may take to be seen after its job ended: file systems show renames late."""
-
 LONGEST_PAUSE_S = 60.0
-"""Between attempts that met a full disk; each waits twice as long as the one before."""
+"""Between attempts that met a full disk or were taken away; each waits twice as long as the one before."""
+
+LOOK_S = 5.0
+"""Between two looks for a running job's sign of life, or a tenth of what is allowed: each is a question to the disk."""
+
+LEAVING_S = 30.0
+"""How long a job that has said that it was stopped may still be there before it is cancelled."""
 
 
 def follow(context: Context) -> None:
@@ -54,22 +60,35 @@ def _ended(context: Context, job: Job) -> bool:
         _failed(context, job, f"final: {torn}")
         return True
     if result is not None and (wrong := _wrong(context, acquisition, folder, result)):
-        _failed(context, job, wrong)
+        _failed(context, job, wrong, ended_ns=result.wall_ns)
         return True
     if result is not None:
-        with context.journal.transaction():
-            context.journal.merge(context.runs.collect_events(folder))
-            context.journal.move_job(
-                job.name,
-                job.state,
-                JobState.REDUCED,
-                attrs={"quality": result.quality, "seconds": result.seconds, "ranks": result.ranks},
-            )
+        _reduced(context, job, folder, result)
         return True  # the next turn publishes it
-    if error is not None:
-        _failed(context, job, _timed_out(context, folder, error) or failure_reason(error))
+    if error is not None and (reason := said_by_the_job(context, folder, error)):
+        _failed(context, job, reason, ended_ns=error.wall_ns)
         return True
+    if error is not None:  # stopped: by whom, and whether anything of it is left, its scheduler has to say
+        context.leaving.setdefault(job.name, context.clock())
     return False
+
+
+def _reduced(context: Context, job: Job, folder: Path, result: ResultManifest) -> None:
+    with context.journal.transaction():
+        context.journal.merge(context.runs.collect_events(folder))
+        spent = economy.book(context, job, folder, ended_ns=result.wall_ns)
+        context.journal.move_job(
+            job.name,
+            job.state,
+            JobState.REDUCED,
+            attrs={
+                "quality": result.quality,
+                "seconds": result.seconds,
+                "ranks": result.ranks,
+                "node_hours": round(spent, 6),
+            },
+        )
+    _forget(context, job)
 
 
 def _wrong(context: Context, acquisition: Acquisition, folder: Path, result: ResultManifest) -> str:
@@ -81,53 +100,110 @@ def _wrong(context: Context, acquisition: Acquisition, folder: Path, result: Res
     return ""
 
 
-def _timed_out(context: Context, folder: Path, error: ErrorRecord) -> str:
-    """What to say of a job that was stopped when its time was up: such an attempt is counted; else empty.
-
-    Whoever stops a job sends the same signal.  Both times come from the job's own host.
-    """
-    limit_s, claim = context.config.scheduler.time_limit_s, context.runs.read_claim(folder)
-    if error.code != STOPPED or claim is None:
-        return ""
-    ran_s = (error.wall_ns - claim.wall_ns) / 1e9
-    started_s = 0.1 * limit_s + 2.0  # Python, MPI and a batch system take their part of the limit
-    return f"reached the time limit of {limit_s} s" if ran_s >= limit_s - started_s else ""
-
-
 def _heard(context: Context, job: Job, status: JobStatus) -> None:
-    journal = context.journal
-    if status.phase is SchedulerPhase.RUNNING and job.state is not JobState.RUNNING:
-        journal.move_job(job.name, job.state, JobState.RUNNING, attrs={"node": status.node})
-    elif status.phase is SchedulerPhase.PENDING and job.state is JobState.UNKNOWN:
-        journal.move_job(job.name, job.state, JobState.SUBMITTED)
-    elif status.phase is SchedulerPhase.UNKNOWN and job.state is not JobState.UNKNOWN:
+    journal, phase = context.journal, status.phase
+    if phase in (SchedulerPhase.ENDED, SchedulerPhase.GONE):
+        if not _ended(context, job):
+            _without_result(context, job, status)
+        return
+    if phase is SchedulerPhase.UNKNOWN and job.state is not JobState.UNKNOWN:
         log.warning("%s: the scheduler says %r, which is not known", job.name, status.reason, extra={"job": job.name})
         journal.move_job(job.name, job.state, JobState.UNKNOWN, reason=status.reason)
-    elif status.phase in (SchedulerPhase.ENDED, SchedulerPhase.GONE) and not _ended(context, job):
-        _without_result(context, job, status)
-        return
+    elif phase is SchedulerPhase.PENDING:
+        _waits(context, job, status)
+    elif phase is SchedulerPhase.RUNNING:
+        _runs(context, job, status)
     context.ended.pop(job.name, None)  # not any more, if it ever was
 
 
-def _without_result(context: Context, job: Job, status: JobStatus) -> None:
-    """The scheduler says that a job has ended, and the run folder says nothing: wait a moment, then believe it."""
-    first = context.ended.setdefault(job.name, context.clock())
-    if context.clock() - first < MANIFEST_GRACE_S:
+def _waits(context: Context, job: Job, status: JobStatus) -> None:
+    """Show why a job waits; one that waits for what can't come by itself is an alarm, and goes on waiting."""
+    context.heard.pop(job.name, None)  # a job that is suspended waits too
+    if job.state is JobState.UNKNOWN:
+        job = context.journal.move_job(job.name, job.state, JobState.SUBMITTED, reason=status.reason)
+    elif job.reason != status.reason:
+        context.journal.update_job(job.name, job.state, reason=status.reason)
+    if status.stuck:
+        context.raise_alarm(f"waiting {job.name}", f"{job.name} can't start: {status.reason}")
+    else:
+        context.clear_alarm(f"waiting {job.name}")
+
+
+def _runs(context: Context, job: Job, status: JobStatus) -> None:
+    context.clear_alarm(f"waiting {job.name}")
+    if job.state is not JobState.RUNNING or job.reason or (status.nodes and not job.nodes):
+        job = _begun(context, job, status)
+    now, most_s = context.clock(), context.config.scheduler.silent_s
+    if now < context.look_again.get(job.name, now):
         return
-    del context.ended[job.name]
-    full = free_bytes(context.runs.root) < context.config.transfer.min_free  # not even error.json may have had room
-    _failed(context, job, f"{f'{NO_SPACE}: ' if full else ''}the job ended without a result {status.reason}".strip())
+    context.look_again[job.name] = now + min(LOOK_S, most_s / 10)
+    folder = _folder(context, job)
+    economy.book_running(context, job, folder, status)
+    silent = silent_s(context, job, folder, status)
+    if silent >= most_s:
+        _cancelled(context, job, f"said to run, but without a sign of life for {silent:.0f} s: it was cancelled")
+    elif now - context.leaving.get(job.name, now) >= LEAVING_S and (error := context.runs.read_error(folder)):
+        _cancelled(context, job, failure_reason(error), ended_ns=error.wall_ns)
 
 
-def _failed(context: Context, job: Job, reason: str) -> None:
-    acquisition = context.journal.acquisition(job.acquisition)
+def _begun(context: Context, job: Job, status: JobStatus) -> Job:
+    """Keep that a job runs, and what it has from when on."""
+    columns: dict[str, Any] = {"memory_mib": job.memory_mib or status.memory_mib}
+    if status.nodes:
+        columns |= {"nodes": status.nodes, "started_ns": int((context.wall() - status.elapsed_s) * 1e9)}
+    if job.state is JobState.RUNNING:
+        return context.journal.update_job(job.name, job.state, reason="", **columns)
+    attrs = {"node": status.node, **({"nodes": status.nodes} if status.nodes else {})}
+    return context.journal.move_job(job.name, job.state, JobState.RUNNING, attrs=attrs, **columns)
+
+
+def _without_result(context: Context, job: Job, status: JobStatus) -> None:
+    """The scheduler says that a job has ended, and the run folder has no result: wait a moment, then believe it."""
+    folder = _folder(context, job)
+    error = context.runs.read_error(folder)
+    first = context.ended.setdefault(job.name, context.clock())
+    if error is None and context.clock() - first < grace_s(context):
+        return
+    reason = said_by_the_scheduler(context, folder, status, error)
+    if status.phase is SchedulerPhase.GONE or reason.startswith(LOST):  # a node that is away may still compute
+        _cancelled(context, job, reason, status=status)
+    else:
+        _failed(context, job, reason, status=status)
+
+
+def _cancelled(context: Context, job: Job, reason: str, **how: Any) -> None:
+    """Fence an attempt before another one is sent: nothing of it is left, or this is tried again."""
+    context.scheduler.cancel(job.scheduler_id)
+    if not _ended(context, job):
+        _failed(context, job, reason, **how)
+
+
+def _failed(
+    context: Context, job: Job, reason: str, *, status: JobStatus | None = None, ended_ns: int | None = None
+) -> None:
+    acquisition, folder = context.journal.acquisition(job.acquisition), _folder(context, job)
     with context.journal.transaction():
-        context.journal.merge(context.runs.collect_events(context.runs.job_folder(acquisition.day, job.name)))
-        context.journal.move_job(job.name, job.state, JobState.FAILED, reason=reason)
+        context.journal.merge(context.runs.collect_events(folder))
+        spent = economy.book(context, job, folder, status=status, ended_ns=ended_ns)
+        context.journal.move_job(
+            job.name, job.state, JobState.FAILED, reason=reason, attrs={"node_hours": round(spent, 6)}
+        )
     if reason.startswith(NO_SPACE):
         context.raise_alarm(DISK_RUNS, reason)
+    if reason.startswith((NO_SPACE, LOST)):
         context.back_off(acquisition.id, min(LONGEST_PAUSE_S, RETRY_S * 2 ** (job.attempt - 1)))
+    _forget(context, job)
     log.error("failed %s: %s", job.name, printable(reason), extra={"job": job.name})
+
+
+def _forget(context: Context, job: Job) -> None:
+    for known in (context.ended, context.leaving, context.look_again, context.heard, context.booked):
+        known.pop(job.name, None)
+    context.clear_alarm(f"waiting {job.name}")
+
+
+def _folder(context: Context, job: Job) -> Path:
+    return context.runs.job_folder(context.journal.acquisition(job.acquisition).day, job.name)
 
 
 def end_jobs(context: Context) -> None:
@@ -139,3 +215,6 @@ def end_jobs(context: Context) -> None:
     for job in jobs:
         if not _ended(context, job):
             _failed(context, job, f"{STOPPED}: with the service")
+
+
+__all__ = ["LONGEST_PAUSE_S", "MANIFEST_GRACE_S", "end_jobs", "follow"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
+from typing import Any
 
 from emflow.errors import NoSpace
 from emflow.records import ACTIVE_JOB_STATES, LAST_ATTEMPT, Acquisition, AcquisitionState, Job, JobState, job_name
-from emflow.runs import NO_SPACE, STOPPED
+from emflow.runs import LOST, NO_MEMORY, NO_SPACE, STOPPED
+from emflow.schedulers import site
+from emflow.steps import economy
 from emflow.steps.context import DISK_RESULTS, RETRY_S, Context, log
 from emflow.steps.notice import quarantine
 from emflow.transfer import publish_copy
@@ -16,6 +20,7 @@ from mpi_kernels.errors import printable
 
 def plan(context: Context) -> None:
     """Decide what every staged acquisition needs next: a first job, another attempt, its result published, a person."""
+    economy.lift(context)
     active = {job.acquisition for job in context.journal.jobs_in(ACTIVE_JOB_STATES)}
     slots = context.config.scheduler.max_active - len(active)
     for acquisition in context.journal.walk(AcquisitionState.STAGED):
@@ -33,15 +38,15 @@ def _next(context: Context, acquisition: Acquisition) -> int:
     jobs = _of_this_copy(context, acquisition, jobs)
     last = jobs[-1] if jobs else None
     if last is None:
-        return _plan(context, acquisition, attempt)
+        return _plan(context, acquisition, attempt, 0)
     if last.state is JobState.REDUCED:
         _publish(context, acquisition, last)
     elif last.state is JobState.FAILED and not _may_try_again(context, jobs):
-        quarantine(context, acquisition, f"job {last.name} failed: {last.reason}")
+        quarantine(context, acquisition, f"job {last.name} failed: {last.reason}{_advice(context, jobs)}")
     elif last.state is JobState.FAILED and last.attempt >= LAST_ATTEMPT:
         quarantine(context, acquisition, f"{last.attempt} attempts, of which the last failed: {last.reason}")
     elif last.state is JobState.FAILED:
-        return _plan(context, acquisition, attempt)
+        return _plan(context, acquisition, attempt, _memory_mib(context, last))
     return 0
 
 
@@ -55,14 +60,43 @@ def _of_this_copy(context: Context, acquisition: Acquisition, jobs: list[Job]) -
 
 
 def _may_try_again(context: Context, jobs: list[Job]) -> bool:
-    # an attempt that was stopped from outside or met a full disk says nothing against the next one
-    failed = [j for j in jobs if not j.reason.startswith((STOPPED, NO_SPACE))]
+    if jobs[-1].reason.startswith(NO_MEMORY):  # with twice as much it may fit; if not, four times is not ours to take
+        return len(_short_of_memory(jobs)) < 2
+    # what was stopped from outside, taken away or met a full disk says nothing against the next one
+    failed = [j for j in jobs if not j.reason.startswith((STOPPED, NO_SPACE, LOST, NO_MEMORY))]
     if jobs[-1] not in failed:
         return True
     return not jobs[-1].reason.startswith("final") and len(failed) < context.config.scheduler.attempts
 
 
-def _plan(context: Context, acquisition: Acquisition, attempt: int) -> int:
+def _short_of_memory(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if job.reason.startswith(NO_MEMORY)]
+
+
+def _memory_mib(context: Context, last: Job) -> int:
+    """Memory of the next attempt, of each node: twice of what was too little, and else as before; 0 is the site's."""
+    if not last.reason.startswith(NO_MEMORY):
+        return last.memory_mib
+    return 2 * _had_mib(context, last)
+
+
+def _had_mib(context: Context, job: Job) -> int:
+    """Memory that an attempt had of each node, as far as anybody knows."""
+    if job.memory_mib or context.scheduler.ends_with_service:  # on this machine a job takes what is there
+        return job.memory_mib
+    return math.ceil(site.settings(context.config).memory / (1 << 20))
+
+
+def _advice(context: Context, jobs: list[Job]) -> str:
+    """What a person may do about a job that is short of memory."""
+    if not jobs[-1].reason.startswith(NO_MEMORY):
+        return ""
+    had = [str(mib) for mib in (_had_mib(context, job) for job in _short_of_memory(jobs)) if mib]
+    tried = f" It had {' and then '.join(had)} MiB of each node." if had else ""
+    return f".{tried} Raise memory in [slurm], or take more nodes or ranks"
+
+
+def _plan(context: Context, acquisition: Acquisition, attempt: int, memory_mib: int) -> int:
     watched = context.watches.get(acquisition.share)
     if watched is None:
         context.not_watched(acquisition)
@@ -70,16 +104,23 @@ def _plan(context: Context, acquisition: Acquisition, attempt: int) -> int:
     if not context.room(0, "the next job"):
         context.back_off(acquisition.id, RETRY_S)
         return 0
+    said = economy.verdict(context, acquisition)
+    if said == "wait":
+        context.back_off(acquisition.id, RETRY_S)
+        return 0
+    degraded = context.degraded if said == "degraded" else None
     job = Job(
         name=job_name(acquisition.id, attempt),
         acquisition=acquisition.id,
         attempt=attempt,
         state=JobState.PLANNED,
-        recipe=watched.recipe.name,
+        recipe=(degraded or watched.recipe).name,
         scheduler=context.config.scheduler.use,
         planned_ns=time.time_ns(),
+        memory_mib=memory_mib,
     )
-    context.journal.add_job(job)
+    more: dict[str, Any] = {"memory_mib": memory_mib} if memory_mib else {}
+    context.journal.add_job(job, attrs=more | ({"degraded": True} if degraded is not None else {}))
     return 1
 
 

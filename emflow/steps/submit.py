@@ -9,7 +9,7 @@ from emflow.errors import ConfigError, NoSpace, SubmitError, Unavailable
 from emflow.records import Acquisition, AcquisitionState, Job, JobState, Resources
 from emflow.registry import target
 from emflow.steps.context import RETRY_S, Context, log
-from mpi_kernels.contract import JobSpec, Method, SourceSpec
+from mpi_kernels.contract import JobSpec, Method, Recipe, SourceSpec
 from mpi_kernels.errors import FormatError, printable
 
 
@@ -41,7 +41,7 @@ def _submit(context: Context, acquisition: Acquisition, job: Job) -> None:
     if not found and acquisition.state is AcquisitionState.SUPERSEDED:
         journal.move_job(job.name, job.state, JobState.FAILED, reason=f"not sent: {acquisition.reason}")
         return
-    scheduler_id = found[0] if found else scheduler.submit(job.name, folder, _resources(context))
+    scheduler_id = found[0] if found else scheduler.submit(job.name, folder, _resources(context, job))
     journal.move_job(
         job.name,
         JobState.SUBMITTING,
@@ -76,14 +76,20 @@ def _refused(context: Context, job: Job, error: SubmitError | Unavailable) -> No
     context.back_off(job.name, RETRY_S)
 
 
-def _resources(context: Context) -> Resources:
+def _resources(context: Context, job: Job) -> Resources:
     scheduler = context.config.scheduler
-    return Resources(ranks=scheduler.ranks, time_limit_s=scheduler.time_limit_s)
+    return Resources(ranks=scheduler.ranks, time_limit_s=scheduler.time_limit_s, memory_mib=job.memory_mib)
 
 
 def _method(context: Context) -> Method:
     kernels = context.config.kernels
     return Method(device=kernels.device, kernel=kernels.kernel, reading=kernels.reading, threads=kernels.threads)
+
+
+def _recipe(context: Context, job: Job, whole: Recipe) -> Recipe:
+    """The recipe that a job was planned with; by name, and a recipe that was renamed since is the one of now."""
+    degraded = context.degraded
+    return degraded if degraded is not None and job.recipe == degraded.name else whole
 
 
 def _spec(context: Context, acquisition: Acquisition, job: Job) -> JobSpec:
@@ -101,7 +107,7 @@ def _spec(context: Context, acquisition: Acquisition, job: Job) -> JobSpec:
         job=job.name,
         acquisition=acquisition.id,
         trace=acquisition.trace,
-        recipe=watched.recipe,
+        recipe=_recipe(context, job, watched.recipe),
         source=SourceSpec(
             path=kept.transfer.path, format=target("formats", acquisition.format), digest=acquisition.digest
         ),

@@ -33,7 +33,7 @@ from mpi_kernels.contract import (
     SourceSpec,
 )
 
-NEEDS = {"slurm": ("slurm", "mpi"), "pool": ("mpi",)}
+NEEDS = {"slurm": ("slurm", "mpi"), "pyslurm": ("slurm", "mpi", "pyslurm"), "pool": ("mpi",)}
 """What a scheduler needs of the machine, by its name; the fixture of the first need is set up for it."""
 
 SETTINGS = {"pool": 'ranks = 1\n[pool]\nlauncher = "mpiexec"\nwalltime_s = 120\n'}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -149,13 +150,13 @@ def test_json_has_stable_keys(emflow, here: Path) -> None:
     ran = json.loads(emflow("run", "--once", "--json").stdout)
     assert ran == {"acquisitions": {s.value: int(s == "DONE") for s in AcquisitionState}, "alarms": {}}
     status = json.loads(emflow("status", "--json").stdout)
-    assert set(status) == {"service", "acquisitions", "jobs", "alarms", "newest"}
+    assert set(status) == {"service", "acquisitions", "jobs", "node_hours", "backlog", "alarms", "newest"}
     assert status["service"] == {"running": False, "pid": None}
     assert status["jobs"] == {s.value: int(s == "REDUCED") for s in JobState}
     (row,) = status["newest"]
     assert set(row) == {
         *("id", "share", "path", "state", "reason", "format", "kind", "frames"),
-        *("job", "job_state", "scheduler_id", "seen_ns", "seconds"),
+        *("job", "job_state", "scheduler_id", "node_hours", "seen_ns", "seconds"),
     }
     assert (row["path"], row["state"], row["frames"], row["job"]) == ("scan.npy", "DONE", 6, row["id"] + "-01")
     for said in (row["id"], row["id"][:5], row["job"], "scan.npy"):
@@ -409,7 +410,9 @@ def test_status_fits_80_columns(emflow, here: Path, monkeypatch: pytest.MonkeyPa
     np.save(here / "share" / "scan.npy", GOOD)
     emflow("run", "--once")
     lines = [line.rstrip() for line in emflow("status").stdout.splitlines()]
-    assert lines[:3] == ["emflow: service not running", "DONE 1", "seconds since first sight:"]
+    assert lines[:2] == ["emflow: service not running", "DONE 1"]
+    assert re.fullmatch(r"\d+\.\d{3} node-hours on \d{4}-\d\d-\d\d \(UTC\), 0 waiting", lines[2])
+    assert lines[3] == "seconds since first sight:"
 
 
 def test_check_cuts_nothing_where_it_is_piped(emflow, here: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from emflow.errors import Busy, JournalError, NoSpace, NotAllowed, StaleState, Unavailable, UsageError
 from emflow.journal import Journal
+from emflow.journal_rows import values_of
 from emflow.journal_schema import STEPS, Step, migrate, open_database
 from emflow.records import (
     ACQUISITION_MOVES,
@@ -527,7 +528,7 @@ def test_settings_of_the_file(tmp_path):
 def test_a_released_step_is_never_edited():
     """What changes the tables, or adds a state to an enum, needs a new step: old files never see an edited one."""
     digests = [hashlib.sha256(" ".join(" ".join(step.sql).split()).encode()).hexdigest()[:16] for step in STEPS]
-    assert digests == ["ed5753f0b8624ffb"]
+    assert digests == ["ed5753f0b8624ffb", "40cea86894187e68"]
 
 
 def test_checks_refuse_a_state_that_nobody_knows(tmp_path):
@@ -657,3 +658,37 @@ def test_a_journal_that_another_process_holds_is_busy(tmp_path):
                 mine.add_acquisition(acquisition())
             assert mine.acquisitions() == []
         assert mine.add_acquisition(acquisition())
+
+
+def test_a_file_of_before_jobs_had_a_cost(tmp_path):
+    old = open_database(tmp_path / "j", steps=STEPS[:1])
+    one, first = acquisition(state=A.STAGED), job(acquisition().id)
+    columns = values_of(one)
+    old.execute(
+        f"INSERT INTO acquisition ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", [*columns.values()]
+    )
+    columns = {k: v for k, v in values_of(first).items() if k not in ("memory_mib", "nodes", "started_ns")}
+    old.execute(f"INSERT INTO job ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", [*columns.values()])
+    old.close()
+    with Journal(tmp_path / "j") as journal:
+        assert journal.job(first.name) == first
+        assert journal.usage.of_job(first.name) == {}
+        journal.usage.book(first.name, {"2026-01-01": 1.0, "2026-01-02": 2.0})
+        journal.usage.book(first.name, {"2026-01-02": 3600.0})
+        assert journal.usage.of_job(first.name) == {"2026-01-02": 3600.0}
+        assert (journal.usage.of_day("2026-01-02"), journal.usage.of_acquisition(one.id)) == (1.0, 1.0)
+
+
+def test_a_job_that_stays_is_changed_only_in_its_state(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.add_acquisition(acquisition(state=A.STAGED))
+        first = job(acquisition().id)
+        journal.add_job(first)
+        changed = journal.update_job(first.name, first.state, reason="waits", memory_mib=5)
+        assert (changed.reason, changed.memory_mib, changed.state) == ("waits", 5, first.state)
+        with pytest.raises(StaleState):
+            journal.update_job(first.name, J.RUNNING, reason="no")
+        with pytest.raises(ValueError, match="can't be changed"):
+            journal.update_job(first.name, first.state, recipe="other")
+        assert journal.count((A.STAGED, A.READY)) == 1
+        assert journal.count((A.DONE,)) == 0

@@ -25,7 +25,14 @@ LEVELS: tuple[frozenset[str], ...] = (
     | {"emflow.rpc", "emflow.rpc_daemon", "emflow.rpc_wire"},
     frozenset({"emflow.tomlfile", "emflow.config", "emflow.config_tables", "emflow.config_template", "emflow.recipes"}),
     frozenset({"emflow.acquisition_file", "emflow.runs", "emflow.service_lock"})
-    | {"emflow.journal", "emflow.journal_database", "emflow.journal_rows", "emflow.journal_schema"}
+    | {
+        "emflow.journal",
+        "emflow.journal_database",
+        "emflow.journal_rows",
+        "emflow.journal_schema",
+        "emflow.journal_usage",
+    }
+    | {"emflow.backlog"}
     | {"emflow.watch", "emflow.prober", "emflow.probe_child", "emflow.schedulers"}
     | {"emflow.blocks", "emflow.copying", "emflow.transfer"}
     | {"emflow.synthetic_pace", "emflow.synthetic", "emflow.synthetic_hdf5", "emflow.synthetic_vendor"}
@@ -45,7 +52,7 @@ LEVELS: tuple[frozenset[str], ...] = (
 )
 STDLIB_ONLY = ("mpi_kernels.contract", "mpi_kernels.errors", "mpi_kernels.jsonfile", "mpi_kernels.protocols")
 HEAVY = ("mpi4py.MPI", "h5py", "hdf5plugin", "matplotlib", "cupy", "Pyro5", "starlette", "uvicorn", "IPython", "scipy")
-HEAVY += ("rsciio", "dask", "tifffile", "numcodecs")
+HEAVY += ("pyslurm", "rsciio", "dask", "tifffile", "numcodecs")
 
 
 def _modules() -> dict[str, Path]:

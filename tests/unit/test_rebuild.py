@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from emflow.errors import Busy, EmflowError, JournalError
 from emflow.journal import Journal
+from emflow.journal_schema import STEPS, open_database
 from emflow.rebuild import rebuild
 from emflow.records import (
     Acquisition,
@@ -276,6 +277,7 @@ def test_a_damaged_journal_is_kept_and_replaced(lab):
 LEAVES_A_LOG = """
 import os, signal, sys
 from emflow.journal import Journal
+from emflow.journal_schema import STEPS, open_database
 journal = Journal(sys.argv[1])
 journal.append(subject="s", trace="last", plane="data", name="n")
 os.kill(os.getpid(), signal.SIGKILL)
@@ -376,3 +378,47 @@ def test_an_empty_runs_folder_does_not_wipe_a_journal_that_knows_more(lab):
 
 def test_with_nothing_known_and_nothing_found_there_is_nothing_to_refuse(lab):
     assert lab.rebuilt().acquisitions == 0
+
+
+def test_what_jobs_cost_is_taken_over(lab):
+    """From the old journal where it can tell; else of one node, from the claim to the last word."""
+    one = lab.stage(b"a")
+    lab.job(one, 1, (J.SUBMITTING, J.SUBMITTED, J.RUNNING, J.FAILED))
+    lab.job(one, 2, (J.SUBMITTING, J.SUBMITTED, J.RUNNING, J.REDUCED))
+    first, second = job_name(one.id, 1), job_name(one.id, 2)
+    error = lab.runs.job_folder(one.day, first) / "error.json"
+    error.write_bytes(error.read_bytes().replace(b'"wall_ns":9', b'"wall_ns":36000000000009'))
+    lab.journal.usage.book(second, {"1970-01-01": 7200.0, "1970-01-02": 3600.0})
+    lab.rebuilt()
+    assert lab.journal.usage.of_job(first) == {"1970-01-01": 36000.0}
+    assert lab.journal.usage.of_job(second) == {"1970-01-01": 7200.0, "1970-01-02": 3600.0}
+    lab.journal.close()
+    for path in lab.path.parent.glob("journal.*"):
+        path.unlink()
+    lab.journal = Journal(lab.path)
+    lab.rebuilt()
+    assert lab.journal.usage.of_acquisition(one.id) == 10.0
+
+
+def test_memory_and_nodes_of_an_attempt_are_taken_over(lab):
+    one = lab.stage(b"a")
+    lab.job(one, 1, (J.SUBMITTING, J.SUBMITTED))
+    lab.journal.move_job(job_name(one.id, 1), J.SUBMITTED, J.RUNNING, memory_mib=2048, nodes=4, started_ns=5)
+    lab.rebuilt()
+    job = lab.journal.job(job_name(one.id, 1))
+    assert (job.memory_mib, job.nodes, job.started_ns) == (2048, 4, 5)
+
+
+def test_events_of_a_journal_of_an_older_emflow_are_taken_over(lab):
+    one = lab.stage(b"a")
+    lab.journal.close()
+    backup = lab.path.with_name("of-before.sqlite")
+    lab.path.rename(backup)
+    old = open_database(lab.path, steps=STEPS[:1])
+    old.execute("ATTACH ? AS now", (str(backup),))
+    for table in ("acquisition", "event"):
+        old.execute(f"INSERT INTO main.{table} SELECT * FROM now.{table}")
+    old.close()
+    counts = lab.rebuilt()
+    assert counts.problems == ()
+    assert [event.name for _, event in lab.journal.events(subject=one.id)][-2:] == ["staged", "rebuilt"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
 from concurrent.futures import wait
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,101 +13,18 @@ import pytest
 
 from emflow.config import SchedulerSettings
 from emflow.errors import NoSpace, SubmitError, Unavailable
-from emflow.records import AcquisitionState, Job, JobState, JobStatus, Resources, SchedulerPhase, job_name
-from emflow.schedulers.null import NullScheduler
-from emflow.schedulers.protocol import Finding, Scheduler
+from emflow.records import AcquisitionState, Job, JobState, SchedulerPhase, job_name
+from emflow.schedulers.protocol import Scheduler
+from emflow.steps.ending import CLUSTER_GRACE_S, MANIFEST_GRACE_S
 from emflow.steps.examine import examine
-from emflow.steps.follow import MANIFEST_GRACE_S, end_jobs, follow
+from emflow.steps.follow import end_jobs, follow
 from emflow.steps.plan import plan
 from emflow.steps.stage import stage
 from emflow.steps.submit import submit
 from mpi_kernels import jsonfile
-from mpi_kernels.contract import Claim, ErrorRecord
+from mpi_kernels.contract import Claim
 
 A, J, P = AcquisitionState, JobState, SchedulerPhase
-
-
-class Scripted:
-    """A scheduler that does what a test says: it keeps jobs until they are told to run, and raises what it is given."""
-
-    name: ClassVar[str] = "scripted"
-    ends_with_service: ClassVar[bool] = False
-
-    def __init__(self) -> None:
-        self.refusals: list[Exception] = []
-        """Raised by the next calls of ``submit``, before anything happens."""
-        self.lost: list[Exception] = []
-        """Raised by the next calls of ``submit``, after the job was taken."""
-        self.away = False
-        self.sent: list[str] = []
-        self.cancelled: list[str] = []
-        self.phases: dict[str, SchedulerPhase] = {}
-        self.word = ""
-        self._folders: dict[str, Path] = {}
-        self._worker = NullScheduler()
-
-    def submit(self, name: str, folder: Path, resources: Resources) -> str:
-        if self.refusals:
-            raise self.refusals.pop(0)
-        self.sent.append(name)
-        self._folders[name] = folder
-        self.phases.setdefault(name, P.PENDING)
-        if self.lost:
-            raise self.lost.pop(0)
-        return f"id-{name}"
-
-    def find(self, name: str, folder: Path) -> list[str]:
-        if self.away:
-            raise Unavailable("the scheduler does not answer")
-        return [f"id-{name}"] if name in self._folders else []
-
-    def poll(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
-        if self.away:
-            raise Unavailable("the scheduler does not answer")
-        return {
-            name: JobStatus(scheduler_id=known, phase=self.phases.get(name, P.GONE), reason=self.word, node="n1")
-            for name, known in jobs.items()
-        }
-
-    def cancel(self, *scheduler_ids: str) -> None:
-        self.cancelled += scheduler_ids
-
-    def check(self) -> list[Finding]:
-        return []
-
-    def close(self) -> None:
-        self._worker.close()
-
-    def run(self, name: str) -> None:
-        """Let the kernels do the job, and say that it ended."""
-        self._worker.submit(name, self._folders[name], Resources())
-        self.phases[name] = P.ENDED
-
-    def fail(self, name: str, code: str = "kernel", *, retryable: bool = True) -> None:
-        """End a job as the kernels would on an error."""
-        record = ErrorRecord(
-            job=name,
-            code=code,
-            message="it went wrong",
-            path=None,
-            frame=3,
-            next_step="",
-            retryable=retryable,
-            rank=0,
-            host="n1",
-            traceback="",
-            wall_ns=time.time_ns(),
-        )
-        jsonfile.publish(self._folders[name] / "error.json", jsonfile.encode(record))
-        self.phases[name] = P.ENDED
-
-
-@pytest.fixture
-def scripted(make_bench):
-    """A bench whose only acquisition is staged, with its job sent to a scripted scheduler."""
-    bench = make_bench(scheduler=Scripted(), scheduling=SchedulerSettings(use="null", ranks=1, attempts=3)).open()
-    bench.save()
-    return bench
 
 
 def sent(bench) -> str:
@@ -133,8 +48,8 @@ def plan_only(bench) -> None:
     assert states(bench) == [J.PLANNED]
 
 
-def test_the_script_is_a_scheduler() -> None:
-    assert isinstance(Scripted(), Scheduler)
+def test_the_script_is_a_scheduler(scripts) -> None:
+    assert isinstance(scripts(), Scheduler)
 
 
 # --- attempts
@@ -229,8 +144,8 @@ def test_attempts_that_are_not_counted_end_with_the_numbers_that_there_are(scrip
     assert "99" in scripted.one().reason
 
 
-def test_no_more_jobs_at_once_than_slots(make_bench) -> None:
-    bench = make_bench(scheduler=Scripted(), scheduling=SchedulerSettings(use="null", ranks=1, max_active=2)).open()
+def test_no_more_jobs_at_once_than_slots(make_bench, scripts) -> None:
+    bench = make_bench(scheduler=scripts(), scheduling=SchedulerSettings(use="null", ranks=1, max_active=2)).open()
     for n in range(4):
         bench.save(f"scan{n}.npy")
     bench.work(10)
@@ -394,15 +309,19 @@ def test_a_word_that_is_not_known_is_never_the_end(scripted) -> None:
     assert (scripted.state(), states(scripted)) == (A.DONE, [J.REDUCED])
 
 
+@pytest.mark.parametrize(("here", "grace_s"), [(True, MANIFEST_GRACE_S), (False, CLUSTER_GRACE_S)])
 @pytest.mark.parametrize("phase", [P.ENDED, P.GONE])
-def test_ended_without_a_manifest_fails_only_after_the_grace(scripted, phase: SchedulerPhase) -> None:
+def test_ended_without_a_manifest_fails_only_after_the_grace(
+    scripted, phase: SchedulerPhase, here: bool, grace_s: float
+) -> None:
+    scripted.scheduler.ends_with_service = here
     name = sent(scripted)
     scripted.scheduler.phases[name] = phase
     follow(scripted.context)
-    scripted.clock.now += 0.9 * MANIFEST_GRACE_S
+    scripted.clock.now += 0.9 * grace_s
     follow(scripted.context)
     assert states(scripted) == [J.SUBMITTED]
-    scripted.clock.now += 0.2 * MANIFEST_GRACE_S
+    scripted.clock.now += 0.2 * grace_s
     follow(scripted.context)
     assert states(scripted) == [J.FAILED]
     assert "without a result" in scripted.jobs()[0].reason
@@ -413,7 +332,7 @@ def test_a_manifest_that_is_seen_late_counts(scripted) -> None:
     scripted.scheduler.phases[name] = P.ENDED
     follow(scripted.context)
     scripted.scheduler.run(name)
-    scripted.clock.now += 2 * MANIFEST_GRACE_S
+    scripted.clock.now += 2 * CLUSTER_GRACE_S
     scripted.work(2)
     assert (scripted.state(), states(scripted)) == (A.DONE, [J.REDUCED])
 
@@ -486,8 +405,8 @@ def test_killed_between_the_published_copy_and_the_journal(scripted) -> None:
     assert published == (scripted.job_folder() / "result.h5").read_bytes()
 
 
-def test_a_service_that_stops_ends_jobs_that_end_with_it(make_bench) -> None:
-    class OnThisMachine(Scripted):
+def test_a_service_that_stops_ends_jobs_that_end_with_it(make_bench, scripts) -> None:
+    class OnThisMachine(scripts):
         ends_with_service: ClassVar[bool] = True
 
     bench = make_bench(scheduler=OnThisMachine()).open()
@@ -511,8 +430,8 @@ def test_a_service_that_stops_leaves_a_clusters_jobs_alone(scripted) -> None:
     assert states(scripted) == [J.SUBMITTED]
 
 
-def test_a_job_that_made_it_before_the_stop_has_its_result(make_bench) -> None:
-    class OnThisMachine(Scripted):
+def test_a_job_that_made_it_before_the_stop_has_its_result(make_bench, scripts) -> None:
+    class OnThisMachine(scripts):
         ends_with_service: ClassVar[bool] = True
 
     bench = make_bench(scheduler=OnThisMachine()).open()
