@@ -67,15 +67,18 @@ class Crew:
 
     # --- rank 0
 
-    def run(self, folder: Path, ranks: int) -> None:
+    def run(self, folder: Path, ranks: int) -> BaseException | None:
         """Do the job of a run folder on the first ``ranks`` ranks; rank 0 calls it.
+
+        Returns
+        -------
+        BaseException or None
+            What failed, recorded in ``error.json``; the ranks are fit for the next task.
 
         Raises
         ------
         Stuck
             The ranks did not come together again after one of them had failed.
-        KernelError, OSError, MemoryError, ...
-            What failed, recorded in ``error.json``; the ranks are fit for the next task.
         """
         self._number += 1
         order = {"do": "run", "task": self._number, "folder": str(folder), "ranks": ranks}
@@ -87,10 +90,7 @@ class Crew:
             self._give_up(ranks)
             for rank in range(1, ranks):
                 self._send({"do": "settled", "ranks": ranks}, rank, ORDER)
-        if error is None and failed:
-            error = Elsewhere(min(failed))
-        if error is not None:
-            raise error
+        return Elsewhere(min(failed)) if error is None and failed else error
 
     def stop(self, name: str) -> None:
         """Stop a job that runs or is about to, from any thread of rank 0."""

@@ -108,9 +108,18 @@ class Desk:
             self._put(task, arrived_ns)
         return {"taken": task.job}
 
-    def look(self) -> bool:
-        """Take what lies in the spool; whether there was anything."""
+    def look(self, *, afresh: bool = False) -> bool:
+        """Take what lies in the spool; whether there was anything.
+
+        Parameters
+        ----------
+        afresh : bool
+            Ask the file server itself: an NFS client believes what it knows of a folder, for up to a minute, until it
+            has changed it.  Source: nfs(5), acdirmax.
+        """
         try:
+            if afresh:
+                os.utime(self._folder / SPOOL)
             names = sorted(entry.name for entry in os.scandir(self._folder / SPOOL) if not entry.name.startswith("."))
         except OSError:  # the share is away: it will be back
             return False

@@ -32,7 +32,6 @@ from mpi_kernels.pool.records import (
     read_spec,
     run_folder,
 )
-from mpi_kernels.pool.team import Stuck
 from mpi_kernels.pool.warming import warm
 from mpi_kernels.ranks import Ranks, check_size
 
@@ -42,7 +41,7 @@ PULSE_S = 1.0
 SWITCH_S = 0.0005
 """At most so long rank 0's other threads wait for the one that computes: they answer clients (Python's own is 5 ms)."""
 
-LOOK_S, LONGEST_LOOK_S, CONNECTED_LOOK_S = 0.005, 0.05, 1.0
+LOOK_S, LONGEST_LOOK_S, CONNECTED_LOOK_S = 0.005, 0.05, 0.25
 """Between two looks into the spool: at first, after a while without news, and while a client is connected."""
 
 ABORTED = 70
@@ -134,16 +133,16 @@ class _Lead:
         """One task; only what leaves the ranks unfit for the next gets out of here."""
         folder: Path | None = None
         error: BaseException | None = None
+        ranks = 0
         try:
             folder = run_folder(self._spec.runs, task)
-            if not (folder / CLAIM_FILE).exists():
-                self._crew.run(folder, self._ranks(folder, task))
-        except Stuck:
-            raise
+            ranks = 0 if (folder / CLAIM_FILE).exists() else self._ranks(folder, task)
         except PoolRefused as refused:
             folder, error = None, refused
-        except BaseException as wrong:  # noqa: BLE001  it is recorded in error.json, and told to the clients
+        except Exception as wrong:  # noqa: BLE001  a task that can't be read must not end the pool, again and again
             error = wrong
+        if folder is not None and ranks:
+            error = self._crew.run(folder, ranks)
         if error is not None:
             self._say(f"{task.job}: {failure.one_line(error)}")
         self._desk.finished(task, error, folder, self._crew.begun_ns)
@@ -203,7 +202,7 @@ class _Lead:
                 return
             self._check_time()
             if self._spec.reach != "tcp":
-                self._desk.look()
+                self._desk.look(afresh=True)
             if self._desk.overdue(GRACE_S):
                 self._say("a cancelled job does not stop: the ranks are ended")
                 self._crew.abort(ABORTED)
