@@ -84,13 +84,14 @@ enter_container() {
     enter=("$engine" exec --no-home --pwd /)
     if [[ -n ${gpus_per_rank:-} ]]; then enter+=(--nv); fi
     local folder folders=()
-    IFS=: read -ra folders <<<"${EMFLOW_BIND:-}"
-    for folder in "${folders[@]}"; do
-        [[ ! -d $folder ]] || enter+=(--bind "$folder")
-    done
+    # in this order: a folder that is bound later hides what lies below it, and runs/ may lie below the second list's
     IFS=: read -ra folders <<<"${EMFLOW_BIND_RO:-}"
     for folder in "${folders[@]}"; do
         [[ ! -d $folder ]] || enter+=(--bind "$folder:$folder:ro")
+    done
+    IFS=: read -ra folders <<<"${EMFLOW_BIND:-}"
+    for folder in "${folders[@]}"; do
+        [[ ! -d $folder ]] || enter+=(--bind "$folder")
     done
     enter+=("$EMFLOW_CONTAINER")
 }

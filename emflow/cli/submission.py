@@ -39,7 +39,7 @@ def _lines(found: Submission, *, verbose: bool) -> Iterator[str]:
         yield from _column("script", [f"{printable(found.script)} ({found.text.count(chr(10))} lines)"])
     if verbose:
         yield from _column("", [printable(line) for line in found.text.splitlines()])
-    yield from _column("it says", [printable(line) for line in found.said.splitlines()])
+    yield from _column("answer", [printable(line) for line in found.said.splitlines()])
     yield from _column("note", list(found.remarks))
     yield "nothing was sent; it would be taken" if found.ok else "nothing was sent; it would be REFUSED"
 

@@ -252,4 +252,5 @@ def _check(values: dict[str, Any], origins: dict[str, str]) -> None:
             raise ConfigError(f"{printable(flag)!r} in flags of [slurm] is no flag for sbatch", next_step=step)
         # sbatch takes the beginning of a name for the name
         if owned := [name for name in OWNED if name.startswith(match["name"])]:
-            raise ConfigError(f"flags of [slurm] must not have {printable(flag)!r}: emflow sets --{owned[0]} itself")
+            step = f"--{owned[0]} is left to emflow ({origins['flags']})"
+            raise ConfigError(f"flags of [slurm] must not have {printable(flag)!r}", next_step=step)

@@ -265,8 +265,9 @@ def test_a_container_is_entered_by_every_rank(cluster: Cluster, tmp_path: Path) 
     assert asked[0] == asked[1]
     assert asked[0] == [
         *("exec", "--no-home", "--pwd", "/"),
-        *("--bind", str(tmp_path / "runs")),
+        # the writable one last: it lies below the first
         *("--bind", f"{tmp_path}:{tmp_path}:ro", "--bind", f"{tmp_path / 'share'}:{tmp_path / 'share'}:ro"),
+        *("--bind", str(tmp_path / "runs")),
         str(tmp_path / "em.sif"),
         *(sys.executable, "-m", "mpi4py", "-m", "mpi_kernels", str(folder)),
     ]
