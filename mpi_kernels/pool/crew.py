@@ -58,6 +58,7 @@ class Crew:
         self._teams: dict[int, Team] = {self.size: Team(world.Dup(), self._look)}
         self._given_up: list[Team] = []
         self._number, self._job = 0, ""
+        self._failed = 0, 0  # task and rank of the last bad news
         self.begun_ns = 0
         self._running = False
         self._stopped = ""  # the last job that was to be stopped
@@ -176,10 +177,12 @@ class Crew:
         return None
 
     def _look(self) -> None:
-        """Raise if the task that runs can't go on."""
+        """Raise if the task that runs can't go on, every time: who catches it may wait for the others again."""
         while (told := self._told(NOTICE)) is not None:
             if told["task"] == self._number:  # else it is old: two ranks may have failed at the same time
-                raise Elsewhere(told["rank"])
+                self._failed = told["task"], told["rank"]
+        if self._failed[0] == self._number:
+            raise Elsewhere(self._failed[1])
         self._check_patience()
 
     def _reports(self, ranks: int, *, failed: bool) -> set[int]:
