@@ -110,7 +110,7 @@ class SlurmScheduler:
             Slurm can't be asked, or sbatch failed a moment ago and its request may still be taken.
         """
         rows = self._asked(lambda: self._slurm.listed([name])) or self._accounted([name])
-        rows = [row for row in rows if not _record_of_a_refusal(row)]
+        rows = [row for row in rows if row.name == name and not _record_of_a_refusal(row)]
         rows.sort(key=lambda row: (_LIVELY.index(judge(row.state).phase), -int(row.id)))
         found = [row.id for row in rows] or _claimed(name, folder)
         if found:

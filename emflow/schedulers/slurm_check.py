@@ -107,4 +107,4 @@ def _fields(line: str) -> dict[str, str]:
 
 
 def _limit(text: str) -> float:
-    return seconds(text) if text != "UNLIMITED" else float("inf")
+    return seconds(text) or float("inf")  # UNLIMITED

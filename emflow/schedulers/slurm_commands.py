@@ -158,9 +158,10 @@ def submit(flags: Sequence[str], script: Path, folder: Path, env: Mapping[str, s
     """
     command = submission(flags, script, folder)
     answer = run(command, timeout_s=SUBMIT_S, env=env)
-    found = re.fullmatch(r"([0-9]+)(;.*)?", answer.out.strip())
-    if answer.code == 0 and found:
-        return found[1]
+    # a site's wrapper may greet, or tell what is left of an allocation
+    ids = [found[1] for line in answer.out.splitlines() if (found := re.fullmatch(r"([0-9]+)(;.*)?", line.strip()))]
+    if answer.code == 0 and len(ids) == 1:
+        return ids[0]
     if answer.code > 0 and (setting := refused(answer.said)):
         raise SubmitError(f"Slurm refuses the job: {answer.said}", next_step=f"Look at {setting}")
     if answer.code == 0:

@@ -68,8 +68,13 @@ def make_scheduler(root: Path, more: str = "", **options: Any) -> SlurmScheduler
     return SlurmScheduler(load(path), **options)
 
 
-def plan(root: Path, number: int = 1, ranks: int = 1, *, waits: bool = False) -> tuple[str, Path]:
-    """A run folder; a job that ``waits`` is one of an acquisition that does not grow: it runs until it is stopped."""
+PATTERN = ReductionSpec(use="mpi_kernels.reductions.pattern:Pattern", name="p")
+
+
+def plan(
+    root: Path, number: int = 1, ranks: int = 1, *, waits: bool = False, reduction: ReductionSpec = PATTERN
+) -> tuple[str, Path]:
+    """A run folder; a job that ``waits`` is one of an acquisition that does not grow: it runs for most of a minute."""
     acquisition = hashlib.blake2b(bytes(root), digest_size=8).hexdigest()
     name, folder = f"{acquisition}-{number:02d}", root / "runs" / "2024-05-01" / acquisition / f"{number:02d}"
     folder.mkdir(parents=True)
@@ -79,7 +84,7 @@ def plan(root: Path, number: int = 1, ranks: int = 1, *, waits: bool = False) ->
         job=name,
         acquisition=acquisition,
         trace=acquisition,
-        recipe=Recipe(name="test", reductions=(ReductionSpec(use="mpi_kernels.reductions.pattern:Pattern", name="p"),)),
+        recipe=Recipe(name="test", reductions=(reduction,)),
         source=SourceSpec(path=str(source), format=registry.target("formats", "npy")),
         ranks=ranks,
         growing=waits,

@@ -16,7 +16,7 @@ from benchmarks.cluster import Cluster
 from emflow.errors import Unavailable
 from emflow.records import EndCause, Resources, SchedulerPhase
 from mpi_kernels import jsonfile
-from mpi_kernels.contract import RESULT_FILE, ResultManifest
+from mpi_kernels.contract import RESULT_FILE, ReductionSpec, ResultManifest
 
 pytestmark = [pytest.mark.needs_slurm, pytest.mark.needs_mpi]
 ONE = Resources(ranks=1, time_limit_s=300)
@@ -87,6 +87,7 @@ def test_cancel_leaves_jobs_of_others_alone(shared: Cluster, jobs: SimpleNamespa
     shared.run("scancel", other)
 
 
+@pytest.mark.slow
 def test_job_goes_on_while_slurmctld_is_restarted(own: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
     name, folder = jobs.plan(tmp_path, waits=True)
     scheduler = jobs.make_scheduler(tmp_path)
@@ -198,8 +199,11 @@ def steps_of(cluster: Cluster, scheduler_id: str) -> list[int]:
 @pytest.mark.timeout(300)
 def test_time_limit(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
     """Slurm counts in minutes, and ends a job up to half a minute late."""
-    name, folder = jobs.plan(tmp_path, waits=True)
-    scheduler = jobs.make_scheduler(tmp_path)
+    (tmp_path / "setup.sh").write_text(f"export PYTHONPATH={Path(__file__).parent}\n")
+    parameters = {"marker": str(tmp_path / "first")}
+    endless = ReductionSpec(use="waits_once:WaitsOnce", name="w", parameters=parameters)
+    name, folder = jobs.plan(tmp_path, reduction=endless)
+    scheduler = jobs.make_scheduler(tmp_path, '[slurm]\nsetup = "setup.sh"\n')
     scheduler_id = scheduler.submit(name, folder, Resources(ranks=1, time_limit_s=60))
     said = jobs.until_ended(scheduler, name, scheduler_id, 200.0)
     assert (said.phase, said.cause) == (SchedulerPhase.ENDED, EndCause.TIMEOUT)
@@ -207,7 +211,8 @@ def test_time_limit(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> N
     assert jobs.processes_of(folder) == []
 
 
-@pytest.mark.parametrize("mode", [pytest.param("CANCEL", marks=pytest.mark.slow), "REQUEUE"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["CANCEL", "REQUEUE"])
 def test_preempted_job_has_ended_and_is_not_put_back(
     mode: str, make_cluster: Callable[..., Cluster], jobs: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -101,6 +101,14 @@ def test_answer_that_is_no_id_is_a_doubt(
     assert scheduler.find(name, folder) == sent(shared, name)
 
 
+def test_wrapper_of_a_site_may_greet(
+    shared: Cluster, jobs: SimpleNamespace, tmp_path: Path, first_call: Callable[..., Path]
+) -> None:
+    first_call("sbatch", 'echo "welcome, 17 hours left"; "$real" "$@"; echo "bye"')
+    name, folder = jobs.plan(tmp_path)
+    assert [jobs.make_scheduler(tmp_path).submit(name, folder, ONE)] == sent(shared, name)
+
+
 def test_late_twin_does_nothing_and_the_first_counts(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:
     """A request that was taken for lost arrives: two jobs of one name, of which the one that came first works."""
     name, folder = jobs.plan(tmp_path, waits=True)
