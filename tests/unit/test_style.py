@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emflow", "mpi_kernels", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
+SCRIPTS = sorted((ROOT / "slurm").glob("*.s[bh]*"))
 
 LONGEST_MODULE = 330  # the rule is about 300; this is where it is broken
 LONGEST_FUNCTION = 60
