@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from emflow.cli import main
+import emflow.cli
 
+Main = Callable[[list[str]], int]
 UNIT = Path(__file__).parents[2] / "slurm" / "emflow.service"
 
 
@@ -22,7 +24,21 @@ def configured(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_the_local_scheduler_shows_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The command line, with its exit code."""
+
+    def run(arguments: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", ["emflow", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            emflow.cli.main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
+def test_the_local_scheduler_shows_its_command(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = configured(tmp_path, "[scheduler]\nranks = 1")
     assert main(["-c", file, "check", "--submit"]) == 0
     shown = capsys.readouterr().out
@@ -35,7 +51,7 @@ def test_the_local_scheduler_shows_its_command(tmp_path: Path, capsys: pytest.Ca
     assert "#SBATCH --no-requeue" in capsys.readouterr().out
 
 
-def test_what_would_be_refused_ends_with_69(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_would_be_refused_ends_with_69(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = configured(tmp_path, '[scheduler]\nuse = "null"\nranks = 2')
     assert main(["-c", file, "check", "--submit"]) == 69
     assert capsys.readouterr().out.endswith("nothing was sent; it would be REFUSED\n")
@@ -43,7 +59,7 @@ def test_what_would_be_refused_ends_with_69(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["said"] == "it has one rank"
 
 
-def test_json_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_says_all_of_it(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-c", configured(tmp_path, ""), "check", "--submit", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True
@@ -58,7 +74,7 @@ def test_json_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.needs_slurm
 def test_where_slurm_can_not_be_asked_the_command_is_shown_all_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
     (tmp_path / "setup.sh").touch(mode=0o644)
@@ -73,7 +89,7 @@ def test_where_slurm_can_not_be_asked_the_command_is_shown_all_the_same(
     assert "none.sif: No such file or directory on this machine" in shown
 
 
-def test_a_profile_that_is_wrong_ends_with_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_that_is_wrong_ends_with_78(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = '[scheduler]\nuse = "slurm"\n[slurm]\nsite = "perlmuter"'
     assert main(["-c", configured(tmp_path, own), "check", "--submit"]) == 78
     assert "did you mean 'perlmutter'" in capsys.readouterr().err
