@@ -95,9 +95,9 @@ def plan(pools: Sequence[Seen], count: int, relay_s: float) -> Plan:
     """
     going = [pool for pool in pools if pool.standing not in ("draining", "silent")]
     young = [pool for pool in going if not is_old(pool, relay_s)]
-    old = [pool for pool in going if is_old(pool, relay_s)]
-    spare = sum(pool.takes for pool in young) - count + len(old)
-    return Plan(start=max(0, count - len(young)), drain=tuple(pool.name for pool in old[: max(0, spare)]))
+    old = [pool.name for pool in going if pool.takes and is_old(pool, relay_s)]
+    spare = sum(pool.takes for pool in young) + len(old) - count
+    return Plan(start=max(0, count - len(young)), drain=tuple(old[: max(0, spare)]))
 
 
 def successors(pools: Sequence[Seen], relay_s: float) -> dict[str, str]:

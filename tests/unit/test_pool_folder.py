@@ -98,7 +98,8 @@ def test_only_what_ended_long_ago_is_deleted(folder: PoolFolder) -> None:
     folder.write_sent(record())
     folder.write_sent(record("0123456789abcdef-02"))
     path = folder.root / SENT_FOLDER / f"{JOB}.json"
-    os.utime(path, ns=(now - int(20e9), now - int(20e9)))
+    long_ago = now - 41 * 86400 * 10**9
+    os.utime(path, ns=(long_ago, long_ago))
     folder.clean(10.0)
     assert folder.names() == sorted([new, open_])
     assert not path.exists()

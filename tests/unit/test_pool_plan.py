@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emflow.records import EndCause
@@ -71,7 +71,10 @@ def situations(draw: st.DrawFn) -> list[Seen]:
     return found
 
 
+@settings(deadline=None)
 @given(situations(), st.integers(1, 4))
+@example([OLD, pool("over", left_s=0.0), pool("next")], 2)
+@example([pool("over", left_s=0.0), OLD, pool("next")], 2)
 def test_nobody_is_drained_before_somebody_else_takes_tasks(pools: list[Seen], count: int) -> None:
     due = plan(pools, count, RELAY_S)
     taking = [p for p in pools if p.takes]
