@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from emflow.errors import NotAllowed
+from emflow.errors import ConfigError, NotAllowed
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers import processes
 from emflow.schedulers.pool_jobs import pool_of
+from emflow.schedulers.pool_launch import hosts_of
 from emflow.schedulers.pool_secret import make_secret
 
 pytestmark = pytest.mark.needs_mpi
@@ -195,6 +197,20 @@ def test_cancel_ends_a_job_that_waits_and_one_that_runs(yard: Any) -> None:
     assert results(yard) == [after]
     assert yard.claims(queued) == 0
     assert yard.taking() == [pool], "the pool itself goes on"
+
+
+def test_hosts_are_handed_to_mpiexec_and_nothing_else_is(make_yard: Callable[..., Any]) -> None:
+    yard = make_yard(hosts=("localhost",))
+    (pool,) = yard.up()
+    name = yard.submit(1)
+    yard.all_ended()
+    assert results(yard) == [name]
+    (mpiexec,) = [p for p in processes.family([leader(yard, pool)]) if b"mpiexec\0" in command(p)]
+    assert b"-hosts\0localhost\0" in command(mpiexec)
+    for bad in ("-x", "a b", "$(id)", "a;b", "a,b", ""):
+        wrong = msgspec.structs.replace(yard.config, pool=msgspec.structs.replace(yard.config.pool, hosts=(bad,)))
+        with pytest.raises(ConfigError, match="no host's name"):
+            hosts_of(wrong)
 
 
 def test_a_job_is_stopped_at_its_time_limit(yard: Any) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from benchmarks import cluster
 from benchmarks.cluster import Cluster
+from emflow.errors import SubmitError, Unavailable
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers.pool_jobs import pool_of
 from emflow.schedulers.pool_look import read_pool
@@ -32,9 +34,9 @@ def on_slurm(shared: Cluster, make_yard: Callable[..., Any]) -> Callable[..., An
     return lambda **pool: make_yard("slurm", **pool)
 
 
-def jobs(cluster: Cluster, name: str) -> list[str]:
+def jobs(where: Cluster, name: str) -> list[str]:
     """Ids of the jobs with a pool's name that have not ended."""
-    return cluster.run("squeue", "-h", f"--name={PREFIX}{name}", "-o", "%i").split()
+    return where.run("squeue", "-h", f"--name={PREFIX}{name}", "-o", "%i").split()
 
 
 def ranks_of(job: str) -> list[int]:
@@ -165,6 +167,29 @@ def test_a_pool_whose_start_got_no_answer_is_found_by_its_name(shared: Cluster, 
     assert yard.up() == [pool]
     assert yard.folder.launched(pool).scheduler_id == job
     assert yard.folder.names() == [pool], "another one was started beside it"
+
+
+def test_a_pool_that_slurm_takes_while_it_says_no_is_not_started_twice(
+    tmp_path: Path, make_yard: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """slurmctld hangs: sbatch fails, and the job that lay in its queue runs afterwards."""
+    with cluster.running(tmp_path / "own", extra="MessageTimeout=3") as own:
+        for key, value in own.environment.items():
+            monkeypatch.setenv(key, value)
+        yard = make_yard("slurm")
+        relay = relay_of(yard.config, yard.folder)
+        own.signal("slurmctld", signal.SIGSTOP)
+        try:
+            with pytest.raises((SubmitError, Unavailable)):
+                relay.start()
+        finally:
+            own.signal("slurmctld", signal.SIGCONT)
+        (pool,) = yard.folder.names()
+        assert yard.folder.launched(pool) is None
+        assert yard.up() == [pool]
+        assert yard.folder.names() == [pool]
+        assert jobs(own, pool) == [yard.folder.launched(pool).scheduler_id]
+        yard.close()
 
 
 def test_a_pool_that_was_written_down_and_not_sent_is_not_waited_for_for_ever(
