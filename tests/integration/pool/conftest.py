@@ -44,6 +44,7 @@ class Yard:
         self.config: Config = msgspec.structs.replace(config, pool=msgspec.structs.replace(config.pool, **pool))
         self.folder = PoolFolder(self.config.pool.folder)
         self.schedulers: list[PoolScheduler] = []
+        self.closed = False
         self.scheduler = self.new_service()
         self.ids: dict[str, str] = {}
         self._acquisition = hashlib.blake2b(bytes(root), digest_size=8).hexdigest()
@@ -148,6 +149,10 @@ class Yard:
         return f"{self.scheduler.pools()}\n{closed}\n{self.poll()}\n{outputs}"
 
     def close(self) -> None:
+        """End everything, once."""
+        if self.closed:
+            return
+        self.closed = True
         for scheduler in self.schedulers:
             scheduler.close()
         assert end_pools(self.config)

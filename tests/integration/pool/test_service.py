@@ -195,6 +195,7 @@ def test_the_commands_from_start_to_stop(place: Place) -> None:
     assert place.json("pool", "stop") == {"stopped": []}
 
 
+@pytest.mark.slow
 def test_stop_waits_for_what_runs_and_then_ends_it(place: Place) -> None:
     """A pool that hangs can't finish: it is ended after the time that it was given."""
     place.emflow("pool", "start", "--wait")

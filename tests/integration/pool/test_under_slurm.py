@@ -105,6 +105,7 @@ def test_a_pool_that_somebody_cancels_gives_back_what_it_had_not_begun(
     assert yard.folder.closed(pool).nodes == 1
 
 
+@pytest.mark.slow
 def test_a_pool_that_hangs_is_ended_before_its_jobs_are_given_back(
     shared: Cluster, on_slurm: Callable[..., Any]
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_pool_that_hangs_is_ended_before_its_jobs_are_given_back(
     assert yard.folder.closed(pool).cause is EndCause.FAILED
 
 
+@pytest.mark.slow
 def test_an_allocation_whose_pool_is_silent_takes_jobs_as_steps(shared: Cluster, on_slurm: Callable[..., Any]) -> None:
     yard = on_slurm()
     (pool,) = yard.up()
@@ -169,6 +171,8 @@ def test_a_pool_whose_start_got_no_answer_is_found_by_its_name(shared: Cluster, 
     assert yard.folder.names() == [pool], "another one was started beside it"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(150)
 def test_a_pool_that_slurm_takes_while_it_says_no_is_not_started_twice(
     tmp_path: Path, make_yard: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,12 +188,16 @@ def test_a_pool_that_slurm_takes_while_it_says_no_is_not_started_twice(
                 relay.start()
         finally:
             own.signal("slurmctld", signal.SIGCONT)
-        (pool,) = yard.folder.names()
-        assert yard.folder.launched(pool) is None
-        assert yard.up() == [pool]
-        assert yard.folder.names() == [pool]
-        assert jobs(own, pool) == [yard.folder.launched(pool).scheduler_id]
-        yard.close()
+        try:
+            (first,) = yard.folder.names()
+            assert yard.folder.launched(first) is None
+            up = yard.until(yard.taking, "no pool up", seconds=90.0)
+            # on a machine that is very busy sbatch may give up before slurmctld has the job
+            assert up == [first] or yard.folder.closed(first) is not None
+            alive = own.run("squeue", "-h", "-o", "%j").split()
+            assert alive == [f"{PREFIX}{name}" for name in up]
+        finally:
+            yard.close()
 
 
 def test_a_pool_that_was_written_down_and_not_sent_is_not_waited_for_for_ever(
