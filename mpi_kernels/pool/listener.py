@@ -7,6 +7,7 @@ newest stranger takes from the oldest, so that silent ones keep nobody out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import selectors
 import socket
@@ -27,6 +28,9 @@ PATIENCE_S = 1.0
 """So long a stranger may take."""
 
 CLIENTS = 64
+FULL_S = 0.05
+"""Pause when there can't be one more open file."""
+
 UNSENT = 256 << 10
 """Bytes that may wait for a client that does not read; then it is let go."""
 
@@ -124,7 +128,9 @@ class Listener(threading.Thread):
         for _ in range(STRANGERS):
             try:
                 connection, _ = self._server.accept()
-            except OSError:  # nobody is left, they went away again, or there are too many open files
+            except OSError as error:  # nobody is left, or they went away again
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # they stay where they are: no busy loop about it
+                    time.sleep(FULL_S)
                 return
             if len(self._strangers) >= STRANGERS:
                 self._drop(next(iter(self._strangers)))

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mpi_kernels.contract import ReductionSpec
+from mpi_kernels import jsonfile
+from mpi_kernels.contract import Ready, ReductionSpec
 from mpi_kernels.events import read_events
 from mpi_kernels.pool.client import PoolClient
 from mpi_kernels.pool.errors import PoolGone, PoolRefused
@@ -36,6 +37,24 @@ def test_a_result_has_the_bits_of_a_cold_job(pool: Any, yard: Any, kernels: Simp
     assert len(yard.maps(cold)) == 12
     assert yard.maps(warm) == yard.maps(cold)
     assert json.loads((yard.folder(warm) / "result.json").read_text())["ranks"] == 2
+
+
+def test_a_growing_acquisition_has_the_bits_of_a_whole_one(pool: Any, yard: Any, until: Callable[..., Any]) -> None:
+    whole, growing, stalls, good = (
+        yard.task(),
+        yard.task(growing=True),
+        yard.task(growing=True, stall_s=0.3),
+        yard.task(),
+    )
+    above = yard.folder(growing).parent
+    for task in (whole, growing, stalls, good):
+        pool.send(task)
+    jsonfile.publish(above / "ready-1.json", jsonfile.encode(Ready(frames=20, complete=False, digest=None)))
+    until(lambda: "started" in events(yard.folder(growing)), "it does not begin")
+    jsonfile.publish(above / "ready-2.json", jsonfile.encode(Ready(frames=42, complete=True, digest="0" * 32)))
+    assert [pool.end_of(task).how for task in (whole, growing, stalls, good)] == ["result", "result", "error", "result"]
+    assert yard.maps(growing) == yard.maps(whole)
+    assert json.loads((yard.folder(stalls) / "error.json").read_text())["code"] == "stalled"
 
 
 def test_twenty_in_a_row(pool: Any, yard: Any) -> None:

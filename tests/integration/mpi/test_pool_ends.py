@@ -54,12 +54,13 @@ def test_it_drains_while_it_works(start: Start, yard: Any, until: Until) -> None
     assert "it has ended" in again.log.read_text()
 
 
-def test_usr1_to_mpiexec_drains(start: Start, yard: Any) -> None:
+def test_usr1_drains(start: Start, yard: Any) -> None:
     pool = start()
-    endpoint = pool.ready()
+    pool.ready()
     pool.send(task := yard.task())
     assert pool.end_of(task).how == "result"
-    os.kill(endpoint.pid, signal.SIGUSR1)
+    for pid in pool.ranks():  # as Slurm sends it, to every rank
+        os.kill(pid, signal.SIGUSR1)
     assert pool.ended().why == "drained"
     assert pool.process.returncode == 0
 
