@@ -107,7 +107,8 @@ start_ranks() {
         local mpi=${EMFLOW_MPI:-pmi2}
         # The wrong one makes every rank a world of its own; mpi_kernels compares its world with SLURM_NTASKS.
         local flags=("--mpi=$mpi" --kill-on-bad-exit=1 --wait=5)
-        # Slurm 22.05 and newer: a step does not get what the job has for each task unless it asks
+        # Since Slurm 22.05 srun does not take this over from sbatch by itself, and would bind each rank to one core.
+        # Source: RELEASE_NOTES of 22.05, on SLURM_CPUS_PER_TASK
         if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then flags+=("--cpus-per-task=$SLURM_CPUS_PER_TASK"); fi
         if [[ -n ${gpus_per_rank:-} ]]; then flags+=("--gpus-per-task=$gpus_per_rank"); fi
         type -P srun >/dev/null ||

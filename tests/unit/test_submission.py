@@ -76,7 +76,9 @@ def test_json_says_all_of_it(main: Main, tmp_path: Path, capsys: pytest.CaptureF
 def test_where_slurm_can_not_be_asked_the_command_is_shown_all_the_same(
     main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
+    # one that is not there is looked for 40 s long
+    (tmp_path / "slurm.conf").write_text("Garbage=1\n")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     (tmp_path / "setup.sh").touch(mode=0o644)
     (tmp_path / "setup.sh").chmod(0o646)
     own = '[scheduler]\nuse = "slurm"\n[slurm]\nsite = "perlmutter"\nsetup = "setup.sh"\ncontainer = "none.sif"'

@@ -166,16 +166,16 @@ def test_a_run_folder_becomes_a_result_on_two_nodes(cluster: Cluster, tmp_path: 
     assert "SLURM_GET_USER_ENV" not in environment, "Slurm read the user's login files"
 
 
-def test_ranks_get_the_cores_that_the_job_has_for_each(cluster: Cluster, tmp_path: Path) -> None:
-    """Since Slurm 22.05 a step does not, unless it asks."""
+def test_what_the_script_sets_reaches_every_rank(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "asks.py").write_text(
-        "import os, sys\nn = os.environ\n"
-        "print(n['SLURM_CPUS_PER_TASK'], n['OMP_NUM_THREADS'], n['PYTHONSAFEPATH'], n.get('SLURM_EXPORT_ENV'))\n"
+        "import os\nprint(*(os.environ.get(n) for n in ('SLURM_CPUS_PER_TASK', 'OMP_NUM_THREADS', 'PYTHONSAFEPATH')))\n"
     )
     (tmp_path / "other.sbatch").write_text(OTHER.replace("waiting_for_usr1", "asks"))
-    done = sbatch(cluster, tmp_path, "--wait", "--cpus-per-task=2", f"--output={tmp_path}/out")
+    # as a person may send it by hand: with a list of names srun would pass on only those
+    names = "--export=PATH,EMFLOW_PYTHON,EMFLOW_SITE,PYTHONPATH"
+    done = sbatch(cluster, tmp_path, "--wait", "--cpus-per-task=2", names, f"--output={tmp_path}/out")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out").read_text() == "2 2 1 None\n" * 2
+    assert (tmp_path / "out").read_text() == "2 2 1\n" * 2
 
 
 def sbatch(cluster: Cluster, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -297,7 +297,9 @@ def test_each_rank_is_bound_to_a_card_and_without_one_computes_on_its_processor(
     name, folder = run_folder(tmp_path, device="gpu")
     said = sent(with_cards, configured(tmp_path, rest='[kernels]\ndevice = "gpu"'), name, folder)
     assert said == ""
-    assert manifest(folder).ranks == 2
+    made = manifest(folder)
+    assert (made.ranks, made.method["device"]) == (2, "cpu")
+    assert made.method["why"], "the result says why no card"
     (tmp_path / "asks.py").write_text(
         "import os\nprint(*(os.environ.get(n) for n in ('SLURM_GPUS_PER_TASK', 'SLURMD_TRES_BIND')))\n"
     )
@@ -317,6 +319,21 @@ def environment_file(folder: Path) -> Path:
     values["EMFLOW_SITE"] = str(SCRIPTS / "site.sh")
     path.write_bytes(b"".join(f"{key}={value}\0".encode() for key, value in values.items()))
     return path
+
+
+def test_the_script_for_cards_runs_without_slurm_and_without_cards(tmp_path: Path) -> None:
+    _, folder = run_folder(tmp_path, ranks=1, device="gpu")
+    environment = {"PATH": os.environ["PATH"], "EMFLOW_PYTHON": sys.executable}
+    command = ["bash", "--", str(SCRIPTS / "reduce-gpu.sbatch"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert manifest(folder).ranks == 1
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.s[bh]*")), ids=lambda path: path.name)
+def test_bash_can_read_every_script(script: Path) -> None:
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_cards_where_there_are_none_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
