@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from emflow.errors import printable
 from emflow.schedulers.pool_folder import PoolFolder
@@ -84,7 +86,7 @@ def read_pool(folder: Path) -> Found:
     beat = b""
     try:
         beat = (folder / HEARTBEAT_FILE).read_bytes()
-        told: Beat | None = jsonfile.decode(Beat, beat)
+        told: Beat | None = _decoded(Beat, beat)
     except (OSError, FormatError):
         told = None
     return Found(
@@ -160,6 +162,13 @@ def empty_hands(folder: Path) -> None:
 
 def _record(kind: type[T], path: Path) -> T | None:
     try:
-        return jsonfile.read(kind, path)
+        found: T = _decoded(kind, path.read_bytes())
     except (OSError, FormatError):
         return None
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _decoded(kind: Hashable, data: bytes) -> Any:
+    """A record from its bytes: the same few files are looked at for every job, and hardly ever change."""
+    return jsonfile.decode(cast("type[Any]", kind), data)
