@@ -162,7 +162,7 @@ def empty_hands(folder: Path) -> None:
 
 def _record(kind: type[T], path: Path) -> T | None:
     try:
-        found: T = _decoded(kind, path.read_bytes())
+        found: T = _decoded(cast("Hashable", kind), path.read_bytes())
     except (OSError, FormatError):
         return None
     return found
