@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ AuthType=auth/none
 CredType=cred/none
 AuthInfo=cred_expire=5
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool/%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={root}/slurmctld.pid
 SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
@@ -96,8 +97,10 @@ class Cluster:
         self.root = root
         self.nodes = tuple(f"n{number + 1}" for number in range(nodes))
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        for name in ("state", "log", *(f"spool/{node}" for node in self.nodes)):
-            (root / name).mkdir(parents=True)
+        # slurmstepd makes sockets there, and a socket's path has 108 bytes at most: longer ones end every job unsaid
+        self._spool = Path(tempfile.mkdtemp(prefix="slurm-"))
+        for folder in (root / "state", root / "log", *(self._spool / node for node in self.nodes)):
+            folder.mkdir(parents=True)
         ports = _free_ports(nodes + 1)
         lines = [
             f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
@@ -106,6 +109,7 @@ class Cluster:
         ]
         text = _CONFIGURATION.format(
             root=root,
+            spool=self._spool,
             port=ports[0],
             user=pwd.getpwuid(os.geteuid()).pw_name,
             # linuxproc reads /proc of processes of others
@@ -193,6 +197,7 @@ class Cluster:
                 daemon.kill()
                 daemon.wait(5)
         self._end_steps()
+        shutil.rmtree(self._spool, ignore_errors=True)
 
     def _end_steps(self) -> None:
         """End what a killed slurmd has left: its slurmstepd, and the programs of the jobs."""

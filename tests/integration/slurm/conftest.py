@@ -21,14 +21,15 @@ from benchmarks import cluster
 from benchmarks.cluster import Cluster
 from emflow import registry
 from emflow.config import load
+from emflow.errors import Unavailable
 from emflow.records import JobStatus, SchedulerPhase
 from emflow.schedulers.slurm import SlurmScheduler
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import CLAIM_FILE, ERROR_FILE, JOB_FILE, JobSpec, Recipe, ReductionSpec, SourceSpec
 
 HERE = Path(__file__).parent
-QUICK = "MessageTimeout=3"
-"""Commands give up on a controller that hangs after 3 s instead of 10."""
+QUICK = "MessageTimeout=4"
+"""Commands give up on a controller that hangs after 4 s instead of 10."""
 
 ALIVE = (SchedulerPhase.PENDING, SchedulerPhase.RUNNING)
 
@@ -39,7 +40,7 @@ def make_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     with contextlib.ExitStack() as stack:
 
         def make(**settings: Any) -> Cluster:
-            made = stack.enter_context(cluster.running(tmp_path / "cluster", **{"extra": QUICK} | settings))
+            made = stack.enter_context(cluster.running(tmp_path / "cluster", **settings))
             for key, value in made.environment.items():
                 monkeypatch.setenv(key, value)
             return made
@@ -51,6 +52,12 @@ def make_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 def own(make_cluster: Callable[..., Cluster]) -> Cluster:
     """A cluster that the test may hurt."""
     return make_cluster()
+
+
+@pytest.fixture
+def hanging(make_cluster: Callable[..., Cluster]) -> Cluster:
+    """One whose controller the test may hang, and whose commands wait less long for it."""
+    return make_cluster(extra=QUICK)
 
 
 @pytest.fixture
@@ -93,7 +100,7 @@ def plan(
     return name, folder
 
 
-def eventually(condition: Callable[[], object], seconds: float = 40.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 90.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"did not happen within {seconds:g} s"
@@ -101,10 +108,19 @@ def eventually(condition: Callable[[], object], seconds: float = 40.0) -> None:
 
 
 def status(scheduler: SlurmScheduler, name: str, scheduler_id: str) -> JobStatus:
-    return scheduler.poll({name: scheduler_id})[name]
+    """What is said of a job, once something is said: on a busy machine Slurm may take longer than its commands wait."""
+    heard: list[JobStatus] = []
+
+    def answered() -> bool:
+        with contextlib.suppress(Unavailable):
+            heard.append(scheduler.poll({name: scheduler_id})[name])
+        return bool(heard)
+
+    eventually(answered)
+    return heard[0]
 
 
-def until_ended(scheduler: SlurmScheduler, name: str, scheduler_id: str, seconds: float = 40.0) -> JobStatus:
+def until_ended(scheduler: SlurmScheduler, name: str, scheduler_id: str, seconds: float = 90.0) -> JobStatus:
     eventually(lambda: status(scheduler, name, scheduler_id).phase not in ALIVE, seconds)
     return status(scheduler, name, scheduler_id)
 

@@ -18,7 +18,7 @@ from emflow.schedulers.slurm_reasons import Outlook
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import RESULT_FILE, ResultManifest
 
-pytestmark = [pytest.mark.needs_slurm, pytest.mark.needs_mpi]
+pytestmark = [pytest.mark.needs_slurm, pytest.mark.needs_mpi, pytest.mark.timeout(180)]
 ONE = Resources(ranks=1, time_limit_s=300)
 
 HOSTILE = [
