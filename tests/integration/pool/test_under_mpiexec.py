@@ -16,6 +16,8 @@ import pytest
 from emflow.errors import ConfigError, NotAllowed
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers import processes
+from emflow.schedulers.local import LocalScheduler
+from emflow.schedulers.pool_folder import Sent
 from emflow.schedulers.pool_jobs import pool_of
 from emflow.schedulers.pool_launch import hosts_of
 from emflow.schedulers.pool_secret import make_secret
@@ -153,9 +155,7 @@ def test_a_job_that_was_recorded_and_not_sent_is_not_found(yard: Any) -> None:
     name, folder = yard.job(1)
     other = yard.submit(2)
     yard.folder.write_sent(
-        type(yard.sent(other))(
-            job=name, folder=str(folder), ranks=2, time_limit_s=60, to=yard.ids[other].replace("-02", "-01")
-        )
+        Sent(job=name, folder=str(folder), ranks=2, time_limit_s=60, to=yard.ids[other].replace("-02", "-01"))
     )
     yard.new_service()
     assert yard.scheduler.find(name, folder) == []
@@ -236,6 +236,29 @@ def test_without_a_pool_a_job_goes_another_way_and_says_so(yard: Any, caplog: py
     assert {status.scheduler_id for status in said.values()} == set(yard.ids.values())
     assert results(yard) == names
     yard.scheduler.cancel(*yard.ids.values())
+
+
+def test_a_job_that_was_to_go_another_way_when_the_service_died_goes_there_once(yard: Any) -> None:
+    """Its pool was over, and the record of where it goes next has no id: it is looked for before it is sent."""
+    yard.folder.hold(True)
+    given = "pool:20240501T120000-00/"
+    names = []
+    for number in (1, 2):
+        name, folder = yard.job(number)
+        names.append(name)
+        yard.ids[name] = given + name
+        yard.folder.write_sent(
+            Sent(job=name, folder=str(folder), ranks=2, time_limit_s=60, to="local:", why="no pool takes tasks")
+        )
+    sent = LocalScheduler().submit(names[0], yard.run_folder(names[0]), Resources(ranks=2, time_limit_s=60))
+    yard.new_service()
+    assert yard.scheduler.find(names[0], yard.run_folder(names[0])) == [f"local:{sent}"]
+    assert yard.scheduler.find(names[1], yard.run_folder(names[1])) == []
+    said = yard.all_ended()
+    assert {status.scheduler_id for status in said.values()} == set(yard.ids.values())
+    assert results(yard) == names
+    assert yard.sent(names[0]).to == f"local:{sent}"
+    assert {yard.claims(name) for name in names} == {1}
 
 
 def test_a_wrong_secret_sends_jobs_another_way(yard: Any) -> None:
