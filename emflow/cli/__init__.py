@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("emflow.cli.look:trace", "Show everything that happened to one acquisition, with times."),
     "retry": ("emflow.cli.mend:retry", "Try again what was set aside, or run a finished one once more."),
     "rebuild": ("emflow.cli.mend:rebuild", "Make the journal anew from the run folders."),
+    "pool": ("emflow.cli.pool:pool", "Keep MPI ranks warm, so that jobs start at once."),
     "microscope": ("emflow.cli.microscope:microscope", "Serve a microscope, look at it, abort, stop."),
     "agent": ("emflow.cli.agent:agent", "Let results steer the microscope by a policy."),
     "replay": ("emflow.cli.replay:replay", "Make every decision of an experiment again and compare."),

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Self
 
 import msgspec
@@ -68,6 +69,8 @@ class LocalScheduler:
         Job script; by default ``reduce.sbatch``.
     grace_s : float
         Seconds between SIGTERM and SIGKILL of a cancelled job.
+    more : mapping of str to str
+        What the job sees besides `job_environment`.
     """
 
     name: ClassVar[str] = "local"
@@ -80,11 +83,13 @@ class LocalScheduler:
         launcher: str | None = None,
         script: Path | None = None,
         grace_s: float = GRACE_S,
+        more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._python = python or sys.executable
         self._launcher = launcher or find_launcher(self._python)
         self._script = script or shipped("reduce.sbatch")
         self._grace_s = grace_s
+        self._more = more
         self._children: set[int] = set()
 
     @classmethod
@@ -97,9 +102,7 @@ class LocalScheduler:
         self._reap()
         if (folder / RECORD_FILE).exists():
             raise SubmitError(f"{name} was already started", next_step="A new attempt gets a new run folder")
-        environment = job_environment(
-            resources.ranks, time_limit_s=resources.time_limit_s, python=self._python, launcher=self._launcher
-        )
+        environment = self._environment(resources)
         try:
             return self._start(name, folder, environment)
         except OSError as error:
@@ -138,9 +141,7 @@ class LocalScheduler:
 
     def rehearse(self, resources: Resources) -> Rehearsal:
         """The command of a job; it is not run."""
-        environment = job_environment(
-            resources.ranks, time_limit_s=resources.time_limit_s, python=self._python, launcher=self._launcher
-        )
+        environment = self._environment(resources)
         folder = "/RUNS/<day>/<acquisition>/<nn>"
         command = ("bash", "--", str(shipped("recorded.sh")), str(self._script), folder)
         return Rehearsal(command=command, environment=environment, script=self._script.read_text("utf-8"))
@@ -158,6 +159,12 @@ class LocalScheduler:
         """Forget the jobs; they go on, and are found again through their run folders."""
         self._reap()
         self._children.clear()
+
+    def _environment(self, resources: Resources) -> dict[str, str]:
+        known = job_environment(
+            resources.ranks, time_limit_s=resources.time_limit_s, python=self._python, launcher=self._launcher
+        )
+        return known | dict(self._more)
 
     def _start(self, name: str, folder: Path, environment: Mapping[str, str]) -> str:
         waits, go = os.pipe()

@@ -14,6 +14,8 @@ import pytest
 from emflow import registry
 from emflow.config import load
 from emflow.records import JobStatus, Resources, SchedulerPhase
+from emflow.schedulers.pool_report import report
+from emflow.schedulers.pool_setup import end_pools
 from emflow.schedulers.protocol import Finding, Scheduler
 from mpi_kernels import jsonfile
 from mpi_kernels.contract import (
@@ -31,8 +33,11 @@ from mpi_kernels.contract import (
     SourceSpec,
 )
 
-NEEDS = {"slurm": ("slurm", "mpi"), "pyslurm": ("slurm", "mpi", "pyslurm")}
+NEEDS = {"slurm": ("slurm", "mpi"), "pyslurm": ("slurm", "mpi", "pyslurm"), "pool": ("mpi",)}
 """What a scheduler needs of the machine, by its name; the fixture of the first need is set up for it."""
+
+SETTINGS = {"pool": 'ranks = 1\n[pool]\nlauncher = "mpiexec"\nwalltime_s = 120\n'}
+"""Of the configuration, from [scheduler] on."""
 
 ALIVE = {SchedulerPhase.PENDING, SchedulerPhase.RUNNING}
 
@@ -48,10 +53,19 @@ def scheduler(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
         for key, value in request.getfixturevalue("slurm").environment.items():
             monkeypatch.setenv(key, value)
     path = tmp_path / "emflow.toml"
-    path.write_text(f'[[watch]]\nroot = "share"\n[scheduler]\nuse = "{request.param}"\n')
-    made: Scheduler = registry.load("schedulers", request.param).from_config(load(path))
-    yield made
-    made.close()
+    path.write_text(
+        f'[[watch]]\nroot = "share"\n[scheduler]\nuse = "{request.param}"\n{SETTINGS.get(request.param, "")}'
+    )
+    config = load(path)
+    made: Scheduler = registry.load("schedulers", request.param).from_config(config)
+    try:
+        if request.param == "pool":
+            eventually(lambda: made.tend() or any(line.state == "idle" for line in report(config).pools))
+        yield made
+    finally:
+        made.close()
+        if request.param == "pool":
+            end_pools(config)
 
 
 def acquisition_at(root: Path) -> str:
@@ -129,6 +143,10 @@ def test_claim_tells_the_scheduler_s_id(scheduler: Scheduler, tmp_path: Path, fr
     eventually(lambda: ended(scheduler, {name: scheduler_id}))
     claim = jsonfile.read(Claim, folder / CLAIM_FILE)
     assert claim.job == name
+    assert scheduler.name != "pool" or scheduler_id.startswith("pool:")
+    if scheduler.name == "pool":  # ranks that take one job after the other bear the id that they were started with
+        assert claim.scheduler_id
+        return
     assert claim.scheduler_id in (scheduler_id, "")  # a job in this process has no scheduler's environment
     assert claim.scheduler_id or scheduler.name == "null"
 

@@ -162,7 +162,7 @@ def check_line(arguments: list[str]) -> None:
         inner.make_parser(click.Context(inner)).parse_args(rest[1:])
 
 
-@pytest.mark.parametrize("name", ["microscope", "agent"])
+@pytest.mark.parametrize("name", ["pool", "microscope", "agent"])
 def test_commands_of_groups_are_documented(name: str) -> None:
     group = command_called(name)
     assert isinstance(group, click.Group)
