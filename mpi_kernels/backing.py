@@ -42,7 +42,8 @@ class Backing:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
-            self._make_room(self.tell() + size)
+            if self._kept is None:
+                self._make_room(self.tell() + size)
             while left and self._kept is None:
                 left = left[self._file.write(left) :]
         except OSError as error:
@@ -79,8 +80,9 @@ class Backing:
     def _make_room(self, size: int) -> None:
         """Go over to the file before memory holds more than it may."""
         if size > HELD_BYTES and isinstance(self._file, io.BytesIO):
-            at, held = self.tell(), self._file.getbuffer()
-            self._file = _written(self._path, held)
+            at = self.tell()
+            with self._file.getbuffer() as held:  # an error would keep it, and memory that is held can't be closed
+                self._file = _written(self._path, held)
             self._file.seek(at)
 
     def finish(self) -> str:
@@ -88,9 +90,9 @@ class Backing:
         if self._kept is not None:
             raise self._kept
         if isinstance(self._file, io.BytesIO):
-            held = self._file.getbuffer()
-            digest = hashlib.sha256(held)
-            self._file = _written(self._path, held)
+            with self._file.getbuffer() as held:
+                digest = hashlib.sha256(held)
+                self._file = _written(self._path, held)
         else:
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, "sha256")
@@ -105,9 +107,11 @@ class Backing:
 def _written(path: Path, data: memoryview) -> io.FileIO:
     """A new file of these bytes, which the caller closes."""
     file = path.open("x+b", buffering=0)
+    done = 0
     try:
-        while data:
-            data = data[file.write(data) :]
+        while done < len(data):
+            with data[done:] as left:
+                done += file.write(left)
     except BaseException:
         file.close()
         raise

@@ -119,7 +119,7 @@ def test_memory_extends_as_a_file_does(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"abc\0\0\0\0d\0\0"
 
 
-@pytest.mark.parametrize("held", [0, 1 << 30])
+@pytest.mark.parametrize("held", [0, 1_000_000, 1 << 30])
 def test_an_error_while_hdf5_writes_waits_until_it_is_done(
     held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +130,8 @@ def test_an_error_while_hdf5_writes_waits_until_it_is_done(
     data = np.random.default_rng(0).random(200_000)
     with h5py.File(made, "w") as file:
         file["a"], file["b"] = data, data
-    with pytest.raises(OSError, match="No space left"):
-        made.finish()
-    made.close()
+    with pytest.raises(OSError, match="No space left"):  # also while it is closed on the way out
+        try:
+            made.finish()
+        finally:
+            made.close()
