@@ -182,8 +182,9 @@ def room(folder: Path, plan: Plan) -> None:
 
 # --- golden -----------------------------------------------------------------------------------------------------------
 
-_DONE: set[str] = set()
-"""Ways that have been proven in this process: ranks that stay warm do it once for each."""
+_DONE: set[tuple[str, int]] = set()
+"""Ways that have been proven, and with how many ranks: ranks that stay warm do it once for each.  Rank 0's counts, since
+others may have been left out of a job, or may not know that one was cut off."""
 
 
 def golden(job: JobSpec, source: Source, plan: Plan, ranks: Ranks) -> str:
@@ -203,16 +204,20 @@ def golden(job: JobSpec, source: Source, plan: Plan, ranks: Ranks) -> str:
     Golden
         On all ranks: the answer is wrong.
     """
-    told = None if ranks.rank else _way(source, plan)
-    way = _from_plain(json.loads(ranks.broadcast(None if ranks.rank else json.dumps(told).encode("ascii"))), job)
-    if way is None or str(way) in _DONE:
+    data = None
+    if not ranks.rank:
+        plain = _way(source, plan)
+        data = json.dumps([plain, (str(_from_plain(plain, job)), ranks.size) in _DONE]).encode("ascii")
+    plain, known = json.loads(ranks.broadcast(data))
+    way = _from_plain(plain, job)
+    if way is None or known:
         return "" if way is None else str(way)
     with _known_file(way) as path:
         wrong = json.loads(ranks.broadcast(_answer(way, path, ranks)))
         if wrong:
             alone = json.loads(_answer(way, path, Ranks()) or b'""')
             _blame(wrong, ranks.gather_json([node_name(), alone]), ranks)
-    _DONE.add(str(way))
+    _DONE.add((str(way), ranks.size))
     return str(way)
 
 

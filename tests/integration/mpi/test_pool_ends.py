@@ -176,3 +176,12 @@ def test_a_client_that_can_not_get_through(start: Start, yard: Any, until: Until
     yard.secret.write_text(secrets.token_hex(32))
     with pytest.raises(WrongSecret, match="hung up on our secret"):
         second.send(yard.task())
+
+
+def test_ranks_that_a_job_left_out_take_part_in_the_next(start: Any, yard: Any) -> None:
+    pool = start()
+    pool.ready()
+    tasks = [yard.task(ranks=1 + i % 2) for i in range(3)]
+    for task in tasks:
+        pool.send(task)
+    assert [pool.end_of(task).how for task in tasks] == ["result"] * 3  # known frames are reduced by all or none
