@@ -39,8 +39,8 @@ class KernelError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.path = None if path is None else os.fspath(path)
-        self.frame = frame
+        self.path = None if path is None else os.fsdecode(path)
+        self.frame = None if frame is None else int(frame)  # often numpy's, which JSON does not know
         self.next_step = next_step
 
     def __str__(self) -> str:

@@ -39,6 +39,9 @@ from mpi_kernels.pool.records import (
 
 NO_TASK: tuple[str, int, int] = ("", 0, 0)
 
+WORDS = 250
+"""Characters of an error that clients are told: each takes up to 14 bytes of a line of 4096, as JSON within JSON."""
+
 
 class Desk:
     """The tasks of a pool, for the thread that runs them and for those that bring them.
@@ -82,7 +85,7 @@ class Desk:
                 return {"ok": True}
             return {"beat": jsonfile.encode(self.beat()).decode("ascii")}
         except (PoolError, FormatError) as error:
-            return {"refused": error.message[:500], "next_step": error.next_step}
+            return {"refused": error.message[:WORDS], "next_step": error.next_step}
         except OSError as error:
             return {"refused": f"the pool can't write its record: {error.strerror}", "again": True}
 
@@ -124,7 +127,8 @@ class Desk:
         except OSError:  # the share is away: it will be back
             return False
         for name in names:
-            self._spooled(name)
+            with contextlib.suppress(OSError):  # it is looked at again
+                self._spooled(name)
         return bool(names)
 
     def resume(self) -> list[TaskEnd]:
@@ -173,7 +177,7 @@ class Desk:
 
     def finished(self, task: Task, error: BaseException | None, folder: Path | None, begun_ns: int) -> None:
         """Take leave of the task that ran: what failed, its run folder if it has one, when all ranks had begun."""
-        why = "" if error is None else failure.one_line(error)[:500]
+        why = "" if error is None else failure.one_line(error)[:WORDS]
         with self._lock:
             how: How = "cancelled" if self._cancelled_at is not None else "refused" if folder is None else "error"
             how = how if folder is None else _how(folder, how if error is not None else "claimed")
@@ -275,15 +279,16 @@ class Desk:
                 if known:
                     path.unlink(missing_ok=True)
                     return
-                path.replace(self._taken(job))
-                task = jsonfile.read(Task, self._taken(job))
+                task = jsonfile.read(Task, path)
                 if task.job != job:
                     raise PoolRefused(f"it names {task.job!r:.60}")
                 run_folder(self._spec.runs, task)
+                path.replace(self._taken(job))
             except FileNotFoundError:  # its sender took it back
                 return
             except KernelError as error:
-                self._gone(TaskEnd(job=job, how="refused", why=failure.one_line(error)[:500]))
+                path.unlink(missing_ok=True)
+                self._gone(TaskEnd(job=job, how="refused", why=failure.one_line(error)[:WORDS]))
                 return
             self._put(task, arrived_ns)
 

@@ -59,7 +59,8 @@ class Listener(threading.Thread):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ, None)
         self._woken, self._wake = socket.socketpair()
-        self._woken.setblocking(False)
+        for one in (self._woken, self._wake):  # who pushes may hold what this thread waits for
+            one.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._pushed: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._strangers: dict[_Line, None] = {}

@@ -124,6 +124,7 @@ def test_a_short_file_names_file_and_frame(tmp_path: Path) -> None:
         (ZeroDivisionError("x"), "unexpected", False),
         (KeyboardInterrupt(), "stopped", True),
         (MissingData("short", path="a", frame=3), "missing-data", False),
+        (MissingData("short", path=b"\xff", frame=np.int64(3)), "missing-data", False),  # type: ignore[arg-type]
     ],
 )
 def test_what_each_error_is_called(error: BaseException, code: str, retryable: bool) -> None:
