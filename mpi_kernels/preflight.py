@@ -183,7 +183,7 @@ def room(folder: Path, plan: Plan) -> None:
 # --- golden -----------------------------------------------------------------------------------------------------------
 
 _DONE: set[tuple[str, int]] = set()
-"""Ways that have been proven, and with how many ranks: ranks that stay warm do it once for each.  Rank 0's counts, since
+"""Ways that have been proven, and with how many ranks: ranks that stay warm do it once for each.  Rank 0's counts: the
 others may have been left out of a job, or may not know that one was cut off."""
 
 

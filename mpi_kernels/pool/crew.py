@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from mpi_kernels import job
+from mpi_kernels.agreement import agreed, owner
 from mpi_kernels.events import host_name
 from mpi_kernels.failure import Stopped, one_line
 from mpi_kernels.pool.team import NAP_S, SPIN_S, Elsewhere, Stuck, Team
@@ -27,6 +28,10 @@ GRACE_S = 10.0
 
 KEPT = 64
 """Teams that were given up and whose buffers are kept: what was on its way has come in long before there are more."""
+
+MOST = 1000
+"""Teams that are given up before the ranks are ended and started again: MPICH has 2048 communicators, and a task that
+was cut off may hold its own for ever."""
 
 MESSAGE = 8192
 """Bytes of the longest message: a path of 4096 bytes (PATH_MAX), escaped, and some words."""
@@ -57,6 +62,7 @@ class Crew:
         self.rank, self.size = int(world.Get_rank()), int(world.Get_size())
         self._teams: dict[int, Team] = {self.size: Team(world.Dup(), self._look)}
         self._given_up: list[Team] = []
+        self._lost = 0
         self._number, self._job = 0, ""
         self._failed = 0, 0  # task and rank of the last bad news
         self.begun_ns = 0
@@ -79,18 +85,21 @@ class Crew:
         Raises
         ------
         Stuck
-            The ranks did not come together again after one of them had failed.
+            The ranks did not come together again after one of them had failed, or tasks were cut off too often.
         """
         self._number += 1
         order = {"do": "run", "task": self._number, "folder": str(folder), "ranks": ranks}
         for rank in range(1, ranks):
             self._send(order, rank, ORDER)
         error = self._do(self._number, folder, ranks)
-        failed = self._reports(ranks, failed=error is not None)
+        failed, cut_off = self._reports(ranks, error)
         if failed or error is not None:
-            self._give_up(ranks)
+            torn = ranks if cut_off else 0
+            self._give_up(torn)
             for rank in range(1, ranks):
-                self._send({"do": "settled", "ranks": ranks}, rank, ORDER)
+                self._send({"do": "settled", "ranks": torn}, rank, ORDER)
+        if self._lost >= MOST:
+            raise Stuck(f"{self._lost} tasks were cut off: MPI runs out of communicators")
         return Elsewhere(min(failed)) if error is None and failed else error
 
     def stop(self, name: str) -> None:
@@ -135,10 +144,11 @@ class Crew:
                 self._give_up(order["ranks"])
                 continue
             number = order["task"]
-            failed = self._do(number, Path(order["folder"]), order["ranks"]) is not None
-            report = {"task": number, "rank": self.rank, "ok": not failed, "begun_ns": self.begun_ns}
+            error = self._do(number, Path(order["folder"]), order["ranks"])
+            report = {"task": number, "rank": self.rank, "ok": error is None, "begun_ns": self.begun_ns}
+            report["cut_off"] = error is not None and not agreed(error)
             self._send(report, 0, REPORT)
-            if failed:
+            if error is not None:
                 self._patience = time.monotonic() + GRACE_S
 
     def hurry(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -169,8 +179,9 @@ class Crew:
         except Stuck:
             raise
         except BaseException as error:  # noqa: BLE001  whatever a plug-in raises, the pool goes on: sys.exit too
-            if not isinstance(error, Elsewhere):
+            if not isinstance(error, Elsewhere) and owner(error) in (None, self.rank):
                 print(f"pool: rank {self.rank}: {folder.parent.name}: {one_line(error)}", file=sys.stderr, flush=True)
+            if not isinstance(error, Elsewhere) and not agreed(error):
                 for rank in set(range(ranks)) - {self.rank}:
                     self._send({"task": number, "rank": self.rank}, rank, NOTICE)
             return error
@@ -185,11 +196,12 @@ class Crew:
             raise Elsewhere(self._failed[1])
         self._check_patience()
 
-    def _reports(self, ranks: int, *, failed: bool) -> set[int]:
-        """Wait until all ranks are done with a task; those that failed."""
+    def _reports(self, ranks: int, error: BaseException | None) -> tuple[set[int], bool]:
+        """Wait until all ranks are done with a task; those that failed, and whether any left the others waiting."""
         missing, wrong = set(range(1, ranks)), set()
+        cut_off = error is not None and not agreed(error)
         until = time.monotonic() + SPIN_S
-        end = time.monotonic() + GRACE_S if failed else None
+        end = time.monotonic() + GRACE_S if error is not None else None
         while missing:
             report = self._told(REPORT)
             now = time.monotonic()
@@ -197,6 +209,7 @@ class Crew:
                 missing.discard(report["rank"])
                 if self.nodes[report["rank"]] == self.nodes[0]:  # clocks of other machines can't be compared
                     self.begun_ns = max(self.begun_ns, report["begun_ns"])
+                cut_off = cut_off or report["cut_off"]
                 if not report["ok"]:
                     wrong.add(report["rank"])
                     end = end or now + GRACE_S
@@ -204,11 +217,12 @@ class Crew:
                 raise Stuck(f"ranks {sorted(missing)} did not come back within {GRACE_S:g} s after one had failed")
             elif now > until:
                 time.sleep(NAP_S)
-        return wrong
+        return wrong, cut_off
 
     def _give_up(self, ranks: int) -> None:
         team = self._teams.pop(ranks, None)
         if team is not None:
+            self._lost += 1
             self._given_up = [*self._given_up[1 - KEPT :], team]
 
     def _order(self) -> dict[str, Any]:

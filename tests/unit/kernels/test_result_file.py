@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -130,8 +131,5 @@ def test_an_error_while_hdf5_writes_waits_until_it_is_done(
     data = np.random.default_rng(0).random(200_000)
     with h5py.File(made, "w") as file:
         file["a"], file["b"] = data, data
-    with pytest.raises(OSError, match="No space left"):  # also while it is closed on the way out
-        try:
-            made.finish()
-        finally:
-            made.close()
+    with pytest.raises(OSError, match="No space left"), contextlib.closing(made):  # it is closed on the way out
+        made.finish()
