@@ -14,7 +14,7 @@ import xxhash
 
 from emflow.blocks import blocks, fingerprint_of, opened, sync, sync_folder, target_errors, writer
 from emflow.copying import created, remove
-from emflow.errors import EmflowError, NoSpace, SourceChanged, Unavailable
+from emflow.errors import EmflowError, NoSpace, SourceChanged
 from emflow.records import Transfer
 from emflow.transfer import MemberFiles, digest_of, free_bytes, joint_digest
 from mpi_kernels.errors import printable
@@ -111,8 +111,9 @@ class GrowingCopy:
             return None
         try:
             self._catch_up(None)
-            with opened(os.fsencode(self.path)) as fd:
-                sync(fd, os.fsencode(self.path))
+            with created(os.fsencode(self.path), self._size) as out:
+                self._check_left(out)
+                sync(out, os.fsencode(self.path))
             sync_folder(os.fsencode(self.folder))
             copies = [(self.folder / f"{self.acquisition}{suffix}", b"", suffix) for _, _, suffix in self.members[1:]]
             digests = [self._digest.hexdigest(), *(m.xxh3_128 for m in (digest_of(copies).members if copies else ()))]
@@ -151,13 +152,17 @@ class GrowingCopy:
         if free_bytes(self.folder) - (size - self._size) < self.min_free:
             raise NoSpace(f"no room for {size - self._size} more bytes of {printable(os.fsdecode(path))}")
         with opened(path, relpath) as fd, created(target, self._size) as out:
-            if os.fstat(out).st_size != self._size:
-                raise Unavailable(f"{printable(os.fsdecode(target))} is not as it was left")
+            self._check_left(out)
             write = writer(out, target, self._size)
             for block in blocks(fd, path, self._size, size, stop):
                 self._digest.update(block)
                 write(block)
                 self._size += len(block)
+
+    def _check_left(self, out: int) -> None:
+        """Raise unless the copy is as long as what was written to it."""
+        if os.fstat(out).st_size != self._size:
+            raise SourceChanged(f"the copy {printable(str(self.path))} is not as it was left")
 
     def _small(self, path: bytes, relpath: bytes, target: bytes) -> None:
         remove(target)
