@@ -18,6 +18,8 @@ from mpi_kernels.protocols import Output, Reduction, Term
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 RESERVED = frozenset({"covered", "electron_events", "entry", "metadata", "process", "title"})
 """Groups of the result file that a reduction can't be called."""
+TAKEN = frozenset({"electron_events", "events", "scalars"})
+"""What lies beside the outputs of a reduction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def det_axes(header: Header) -> tuple[Axis, ...]:
 def _step(spec: ReductionSpec, reduction: Reduction, header: Header) -> Step:
     outputs, wanted = dict(reduction.outputs(header)), dict(reduction.terms(header))
     for name, output in outputs.items():
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or name in TAKEN:
             raise RecipeError(f"{spec.name}: {name!r} is no name for an output")
         if output.axes and len(output.axes) != len(output.shape):
             raise RecipeError(f"{spec.name}/{name}: {len(output.axes)} axes for shape {output.shape}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from typing import Any
 
 from mpi_kernels.pool import wire
@@ -64,13 +65,16 @@ class Line:
         return wire.Session(secret, "client", *facts)
 
     def _expect(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
-        match = pattern.fullmatch(self._read())
+        match = pattern.fullmatch(self._read(self._timeout_s))
         if match is None:
             raise ConnectionError("something else listens there")
         return match
 
-    def _read(self) -> bytes:
+    def _read(self, timeout_s: float) -> bytes:
+        """A line; the time is that of all of it, since somebody else may send us a byte now and then."""
+        until = time.monotonic() + timeout_s
         while b"\n" not in self._got:
+            self.socket.settimeout(max(until - time.monotonic(), 0.0))
             data = self.socket.recv(65536)
             if not data:
                 raise _HungUp("it hung up")
@@ -87,9 +91,8 @@ class Line:
 
     def hear(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message, None if none comes in time."""
-        self.socket.settimeout(max(timeout_s, 0.0))
         try:
-            return self._session.open(self._read())
+            return self._session.open(self._read(timeout_s))
         except (TimeoutError, BlockingIOError):
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

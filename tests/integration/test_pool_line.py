@@ -320,6 +320,28 @@ def test_a_secret_that_others_may_know_is_refused(tmp_path: Path, text: str, mod
         read_secret(tmp_path / "link")
 
 
+def test_a_listener_that_trickles_does_not_hold_a_client() -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def trickle() -> None:
+            connection, _ = other.accept()
+            with connection, suppress(OSError):
+                while not over.wait(0.05):
+                    connection.sendall(b"e")
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        begin = time.monotonic()
+        try:
+            with pytest.raises(OSError, match=r"timed out|temporarily unavailable"):
+                Line(other.getsockname(), secrets.token_bytes(32), NAME, 0.5)
+        finally:
+            over.set()
+            thread.join()
+    assert time.monotonic() - begin < WAIT_S
+
+
 def test_addresses_are_not_loopback() -> None:
     found = addresses()
     assert len(set(found)) == len(found)

@@ -1,4 +1,4 @@
-"""The copy of a file that grows, when somebody touches the copy: it is made again as usual, and never taken for whole."""
+"""A copy of a file that grows, when somebody has touched it: the file is copied as usual, and never taken for whole."""
 
 from __future__ import annotations
 

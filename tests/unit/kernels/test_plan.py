@@ -14,6 +14,7 @@ from mpi_kernels.contract import Axis, Orientation, Recipe
 from mpi_kernels.errors import MissingData, RecipeError
 from mpi_kernels.plugins import load, make_format, make_reduction
 from mpi_kernels.protocols import Output
+from mpi_kernels.reductions.pattern import Pattern
 
 NM = Axis(name="x", scale=2.0, unit="nm")
 
@@ -120,3 +121,10 @@ def test_importing_the_kernels_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "é", "scalars", "events"])
+def test_names_that_an_output_cannot_have(kernel: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Pattern, "outputs", lambda *_: {name: Output(over="frame")})
+    with pytest.raises(RecipeError, match="is no name for an output"):
+        make(kernel, (2, 4, 4), "pattern")
