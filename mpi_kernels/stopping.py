@@ -1,7 +1,7 @@
 """Stop between two slices of a job, so that the frames that are done become a partial result.
 
 A request comes by SIGUSR1 (Slurm's ``--signal=USR1@60``: the time limit is near), from the clock (a limit that the
-job script names), or by `request` (a pool cancels a job).  What rank 0 knows counts, and all ranks hear of it at the
+job script names), or by `request`.  What rank 0 knows counts, and all ranks hear of it at the
 end of a slice.  SIGTERM and SIGINT are another thing: they end a rank at once.
 """
 
