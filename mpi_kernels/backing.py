@@ -79,7 +79,7 @@ class Backing:
     def _make_room(self, size: int) -> None:
         """Go over to the file before memory holds more than it may."""
         if size > HELD_BYTES and isinstance(self._file, io.BytesIO):
-            at, held = self.tell(), self._file.getbuffer()
+            at, held = self.tell(), self._file.getvalue()
             self._file = _written(self._path, held)
             self._file.seek(at)
 
@@ -88,7 +88,7 @@ class Backing:
         if self._kept is not None:
             raise self._kept
         if isinstance(self._file, io.BytesIO):
-            held = self._file.getbuffer()
+            held = self._file.getvalue()  # no copy; a view of it could not be closed while an error holds it
             digest = hashlib.sha256(held)
             self._file = _written(self._path, held)
         else:
@@ -102,12 +102,12 @@ class Backing:
         self._file.close()
 
 
-def _written(path: Path, data: memoryview) -> io.FileIO:
+def _written(path: Path, data: bytes) -> io.FileIO:
     """A new file of these bytes, which the caller closes."""
-    file = path.open("x+b", buffering=0)
+    file, left = path.open("x+b", buffering=0), memoryview(data)
     try:
-        while data:
-            data = data[file.write(data) :]
+        while left:
+            left = left[file.write(left) :]
     except BaseException:
         file.close()
         raise
