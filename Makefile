@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow packages lint bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,8 @@ PYTEST_ARGS ?=
 # More than cores: many tests wait for processes.
 TEST_WORKERS ?= 4
 TEST_EXTRAS ?= test,bench
+# Slurm and the like, where one may install them; SETUP=true leaves the machine as it is.
+SETUP ?= if [[ $$(id -u) == 0 ]] && command -v apt-get >/dev/null; then tests/setup-debian.sh; fi
 BENCH ?= detect transfer reduce scale loop
 
 help:  ## Show this list
@@ -20,11 +22,15 @@ help:  ## Show this list
 demo: $(VENV)/.installed-notebook  ## Watch results steer a simulated microscope until its lens is right (no root, no services; some seconds)
 	@exec $(BIN)/emflow demo
 
-test: $(VENV)/.installed-$(TEST_EXTRAS)  ## Run all tests that this machine can run in some minutes; says what it skips and why
+test: packages $(VENV)/.installed-$(TEST_EXTRAS)  ## Run all tests that this machine can run in some minutes; says what it skips and why
 	@$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-$(TEST_EXTRAS)  ## Run the tests that take minutes
+test-slow: packages $(VENV)/.installed-$(TEST_EXTRAS)  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# Before the environment: without a compiler the kernels would not be built.
+packages:
+	@$(SETUP)
 
 lint: $(VENV)/.installed-$(TEST_EXTRAS)  ## Check style and types
 	@$(BIN)/ruff check .

@@ -42,7 +42,7 @@ class Backing:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
-            if self._kept is None:
+            if self._kept is None:  # else the file of half the bytes is there
                 self._make_room(self.tell() + size)
             while left and self._kept is None:
                 left = left[self._file.write(left) :]
@@ -80,9 +80,8 @@ class Backing:
     def _make_room(self, size: int) -> None:
         """Go over to the file before memory holds more than it may."""
         if size > HELD_BYTES and isinstance(self._file, io.BytesIO):
-            at = self.tell()
-            with self._file.getbuffer() as held:  # an error would keep it, and memory that is held can't be closed
-                self._file = _written(self._path, held)
+            at, held = self.tell(), self._file.getvalue()
+            self._file = _written(self._path, held)
             self._file.seek(at)
 
     def finish(self) -> str:
@@ -90,9 +89,9 @@ class Backing:
         if self._kept is not None:
             raise self._kept
         if isinstance(self._file, io.BytesIO):
-            with self._file.getbuffer() as held:
-                digest = hashlib.sha256(held)
-                self._file = _written(self._path, held)
+            held = self._file.getvalue()  # no copy; a view of it could not be closed while an error holds it
+            digest = hashlib.sha256(held)
+            self._file = _written(self._path, held)
         else:
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, "sha256")
@@ -104,14 +103,12 @@ class Backing:
         self._file.close()
 
 
-def _written(path: Path, data: memoryview) -> io.FileIO:
+def _written(path: Path, data: bytes) -> io.FileIO:
     """A new file of these bytes, which the caller closes."""
-    file = path.open("x+b", buffering=0)
-    done = 0
+    file, left = path.open("x+b", buffering=0), memoryview(data)
     try:
-        while done < len(data):
-            with data[done:] as left:
-                done += file.write(left)
+        while left:
+            left = left[file.write(left) :]
     except BaseException:
         file.close()
         raise
