@@ -71,11 +71,13 @@ class Line:
         return match
 
     def _read(self, timeout_s: float) -> bytes:
-        """A line; the time is that of all of it, since somebody else may send us a byte now and then."""
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + timeout_s  # of the whole line: each byte may come just in time
         while b"\n" not in self._got:
             self.socket.settimeout(max(until - time.monotonic(), 0.0))
-            data = self.socket.recv(65536)
+            try:
+                data = self.socket.recv(65536)
+            except BlockingIOError as error:
+                raise TimeoutError("it takes too long") from error
             if not data:
                 raise _HungUp("it hung up")
             self._got += data
@@ -93,7 +95,7 @@ class Line:
         """The next message, None if none comes in time."""
         try:
             return self._session.open(self._read(timeout_s))
-        except (TimeoutError, BlockingIOError):
+        except TimeoutError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConnectionError(f"no message of ours: {error}") from error
