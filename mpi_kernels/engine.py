@@ -215,12 +215,13 @@ class Visit:
             for report in reports:
                 found.quality.add(report["quality"])
             begin = time.perf_counter()
+            mask = covered(where, frames)
             for step in self.plan.steps:
                 name = step.spec.name
                 parts = {k: read_only(arrays[key(t)]) for k, t in step.terms.items()} if step.terms else own[name]
-                found.arrays[name], found.scalars[name] = end(step, parts, self.plan)
+                found.arrays[name], found.scalars[name] = end(step, parts, self.plan, int(mask.sum()))
             found.seconds["end"] = time.perf_counter() - begin
-            found.covered = covered(where, frames).reshape(self.plan.header.scan_shape)
+            found.covered = mask.reshape(self.plan.header.scan_shape)
             found.events = {name: whole for name, whole in events.items() if whole is not None}
             return found
 

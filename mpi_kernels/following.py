@@ -124,8 +124,9 @@ def follow(
             if stop > done:
                 together(ranks, functools.partial(visit.add, *ranks.share_of(done, stop, visit.align)))
                 done = stop
-            partial = visit.merged() if state.publish else None
-            number += state.publish
+            publishes = state.publish and done > 0  # frames may be ready that are too few to begin with
+            partial = visit.merged() if publishes else None
+            number += publishes
 
             def tell(number: int = number, done: int = done, partial: Reduced | None = partial) -> None:
                 if partial is not None:

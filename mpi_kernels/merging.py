@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from mpi_kernels.contract import Scalar
+from mpi_kernels.contract import Header, Scalar
 from mpi_kernels.errors import KernelError
 from mpi_kernels.plan import Plan, Step, output_shape
 from mpi_kernels.protocols import Max, Output, Reduction, Sum, SumSq, Term
@@ -138,12 +139,33 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def end(step: Step, parts: Mapping[str, np.ndarray], plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
-    """Finish one reduction, and hold it to what it declared."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part(Header):
+    """The header of a scan of which not all frames were measured: a mean is over those that were."""
+
+    measured: int
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that were measured."""
+        return self.measured
+
+
+def measured(header: Header, frames: int) -> Header:
+    """The header as `end` gets it, of which so many frames were measured."""
+    if frames == header.frames:
+        return header
+    return _Part(**{f.name: getattr(header, f.name) for f in fields(Header)}, measured=frames)
+
+
+def end(
+    step: Step, parts: Mapping[str, np.ndarray], plan: Plan, frames: int
+) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
+    """Finish one reduction of so many frames, and hold it to what it declared."""
     if not step.terms:
         parts = {n: a.reshape(output_shape(step.outputs[n], plan.header)) for n, a in parts.items()}
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # NaN in the data are NaN in the maps
-        arrays, scalars = step.reduction.end(parts, plan.header)
+        arrays, scalars = step.reduction.end(parts, measured(plan.header, frames))
     name = step.spec.name
     if set(arrays) != set(step.outputs):
         raise KernelError(f"{name}: declared {sorted(step.outputs)}, but end() returned {sorted(arrays)}")

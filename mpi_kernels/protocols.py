@@ -164,7 +164,10 @@ class Reduction:
         arrays: Mapping[str, np.ndarray],
         header: Header,  # noqa: ARG002
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
-        """Turn merged terms (or outputs) into the declared outputs and scalars; runs on rank 0 only."""
+        """Turn merged terms (or outputs) into the declared outputs and scalars; runs on rank 0 only.
+
+        In a partial result ``header.frames`` counts the frames that were measured; the scan's shape stays.
+        """
         return arrays, {}
 
 

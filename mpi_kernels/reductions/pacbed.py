@@ -61,12 +61,13 @@ class Pacbed(Reduction):
         _check_bound(block, whole.dtype)
         for run in _runs(counts):
             whole += block.frames[run].sum(axis=0, dtype=whole.dtype)
+        out["mean"][...] += np.count_nonzero(counts)  # until the end: the positions that were measured
 
     def end(
         self, arrays: Mapping[str, np.ndarray], header: Header
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
         """Divide by the number of positions."""
-        positions = int(np.count_nonzero(self._positions(header)))
+        positions = int(arrays["mean"].flat[0]) if "mean" in arrays else header.frames
         scalars: dict[str, Scalar] = {"positions": positions}
         if self.file is not None:
             scalars["file_sha256"] = mask_file.read(self.file).sha256

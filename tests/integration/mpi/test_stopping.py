@@ -87,6 +87,7 @@ def check_partial(folder: Path, frames: np.ndarray) -> int:
         assert not file["/com/total/data"][done:].any()
         summed = np.tensordot(times.astype(np.uint64), frames.astype(np.uint64), 1)
         np.testing.assert_array_equal(file["/pattern/sum/data"][()], summed)
+        np.testing.assert_array_equal(file["/pattern/mean/data"][()], summed / done)
     return int(done)
 
 

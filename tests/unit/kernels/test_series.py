@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from mpi_kernels import plan
 from mpi_kernels.contract import Axis, Header, Orientation, Recipe
+from mpi_kernels.engine import Visit
 from mpi_kernels.errors import RecipeError
+from mpi_kernels.ranks import Ranks
 from mpi_kernels.reductions import geometry, mask_file
 from mpi_kernels.reductions.annular_series import AnnularSeries
 
@@ -325,3 +327,37 @@ def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None
     for name in ("m.npy", "n.npy"):
         with pytest.raises(RecipeError, match="can't be read"):
             mask_file.read(str(tmp_path / name))
+
+
+# --- results of some frames only
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_means_of_a_partial_result_are_over_the_frames_that_it_has(kernel: SimpleNamespace, dtype: str) -> None:
+    """Frames that were not measured are no zeros: neither in a mean, nor a variance, nor a profile."""
+    data, done = np.random.default_rng(8).poisson(5, (6, 7, 20, 24)).astype(dtype), 17
+    source = kernel.Memory(data, "4d")
+    specs = (
+        kernel.spec("pattern", "pattern"),
+        kernel.spec("radial_profile", "radial", scan=True),
+        kernel.spec(PACBED, "all"),
+        kernel.spec(PACBED, "some", region=[1, 0, 4, 5]),
+    )
+    visit = Visit(plan.make(Recipe(name="r", reductions=specs), source.header), source, Ranks())
+    visit.add(0, done)
+    found = visit.merged()
+    visit.close()
+    frames = data.reshape(-1, 20, 24)[:done].astype(np.float64)
+    alone = kernel.reduce(data.reshape(-1, 20, 24)[:done], *specs[:2])
+    assert found is not None
+    arrays = {(s, n): a for s, outputs in found.arrays.items() for n, a in outputs.items()}
+    assert arrays["radial", "scan_profile"].shape[:2] == (6, 7)
+    np.testing.assert_allclose(arrays["pattern", "mean"], frames.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(arrays["pattern", "variance"], frames.var(axis=0), rtol=1e-9)
+    np.testing.assert_array_equal(arrays["pattern", "variance"], alone.arrays["pattern"]["variance"])
+    np.testing.assert_array_equal(arrays["radial", "profile"], alone.arrays["radial"]["profile"])
+    np.testing.assert_allclose(arrays["all", "mean"], frames.mean(axis=0), rtol=1e-12)
+    some = data[1:4, :5].reshape(3, 5, 20, 24).astype(np.float64)
+    measured = np.concatenate((some[0], some[1, :3]))  # 17 frames are two rows of seven and three more
+    np.testing.assert_allclose(arrays["some", "mean"], measured.mean(axis=0), rtol=1e-12)
+    assert (found.scalars["all"]["positions"], found.scalars["some"]["positions"]) == (done, 8)
