@@ -81,7 +81,7 @@ class CentreOfMass(Reduction):
         self, arrays: Mapping[str, np.ndarray], header: Header
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
         """Divide, fit the plane and integrate."""
-        y, x, total, scalars = measured(arrays["moments"], remove_descan=self.remove_descan)
+        y, x, total, scalars = measured(arrays["moments"], header.frames, remove_descan=self.remove_descan)
         found = {"y": y, "x": x, "total": total}
         if header.kind == "4d":
             found["phase"] = fields.phase(y, x)
@@ -89,9 +89,11 @@ class CentreOfMass(Reduction):
 
 
 def measured(
-    moments: np.ndarray, *, remove_descan: bool
+    moments: np.ndarray, frames: int, *, remove_descan: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Scalar]]:
     """Centres ``y`` and ``x`` in px and total of each frame from its moments (scan + (3,)), and what is measured.
+
+    So many ``frames`` were there; others have no counts either.
 
     The scalars are `CentreOfMass`'s: frames without counts, the means, and the slopes of the planes.
     """
@@ -99,7 +101,7 @@ def measured(
     counted = np.isfinite(total) & (total != 0)
     y, x = (_divided(moments[..., i], total, counted) for i in (1, 2))
     slopes = [fields.slopes(v) for v in (y, x)]
-    scalars: dict[str, Scalar] = {"frames_without_counts": int(counted.size - np.count_nonzero(counted))}
+    scalars: dict[str, Scalar] = {"frames_without_counts": int(frames - np.count_nonzero(counted))}
     scalars |= described({"y": y, "x": x}, slopes)
     if remove_descan:
         y, x = (v - fields.plane(v, along) for v, along in zip((y, x), slopes, strict=True))

@@ -112,7 +112,7 @@ class DifferentialPhase(Reduction):
         scales = self._scales(header)
         field = (signals[0] * scales.vector[0], signals[1] * scales.vector[1])
         found, turned = integrated(field, scales.steps, self.rotation)
-        scalars |= {"frames_without_counts": int(counted.size - np.count_nonzero(counted))}
+        scalars |= {"frames_without_counts": int(header.frames - np.count_nonzero(counted))}
         return {**found, "total": total}, {**scalars, **turned, "uncalibrated": scales.missing}
 
     def _scales(self, header: Header) -> calibration.Scales:

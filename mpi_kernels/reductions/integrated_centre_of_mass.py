@@ -77,7 +77,7 @@ class IntegratedCentreOfMass(Reduction):
         self, arrays: Mapping[str, np.ndarray], header: Header
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, Scalar]]:
         """Divide, calibrate, turn, integrate and differentiate."""
-        y, x, _, scalars = measured(arrays["moments"], remove_descan=self.remove_descan)
+        y, x, _, scalars = measured(arrays["moments"], header.frames, remove_descan=self.remove_descan)
         scales = calibration.scales(header, self.voltage_kv)
         found, turned = integrated((y * scales.vector[0], x * scales.vector[1]), scales.steps, self.rotation)
         return found, {**scalars, **turned, "uncalibrated": scales.missing}

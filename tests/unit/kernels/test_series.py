@@ -342,6 +342,7 @@ def test_means_of_a_partial_result_are_over_the_frames_that_it_has(kernel: Simpl
         kernel.spec("radial_profile", "radial", scan=True),
         kernel.spec(PACBED, "all"),
         kernel.spec(PACBED, "some", region=[1, 0, 4, 5]),
+        kernel.spec("centre_of_mass", "com"),
     )
     visit = Visit(plan.make(Recipe(name="r", reductions=specs), source.header), source, Ranks())
     visit.add(0, done)
@@ -361,3 +362,4 @@ def test_means_of_a_partial_result_are_over_the_frames_that_it_has(kernel: Simpl
     measured = np.concatenate((some[0], some[1, :3]))  # 17 frames are two rows of seven and three more
     np.testing.assert_allclose(arrays["some", "mean"], measured.mean(axis=0), rtol=1e-12)
     assert (found.scalars["all"]["positions"], found.scalars["some"]["positions"]) == (done, 8)
+    assert found.scalars["com"]["frames_without_counts"] == 0
