@@ -62,6 +62,7 @@ class Desk:
         self._lock = threading.RLock()
         self._waiting: OrderedDict[str, tuple[Task, int]] = OrderedDict()  # with the monotonic time of its taking
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._seen: list[str] = []  # in the spool
         self._running = NO_TASK  # job, and wall time of its start and of its last progress
         self._cancelled_at: float | None = None
         self._done = self._failed = self._taken_ns = 0
@@ -112,7 +113,7 @@ class Desk:
         return {"taken": task.job}
 
     def look(self, *, afresh: bool = False) -> bool:
-        """Take what lies in the spool; whether there was anything.
+        """Take what lies in the spool; whether it has changed since the last look.
 
         Parameters
         ----------
@@ -129,7 +130,8 @@ class Desk:
         for name in names:
             with contextlib.suppress(OSError):  # it is looked at again
                 self._spooled(name)
-        return bool(names)
+        changed, self._seen = names != self._seen, names
+        return changed
 
     def resume(self) -> list[TaskEnd]:
         """Take again what an earlier life had taken and not begun; what it had begun is the service's."""

@@ -31,6 +31,8 @@ def test_a_file_that_can_not_be_read_keeps_no_other_from_being_taken(desk: Desk,
     assert [p.name for p in (tmp_path / "taken").iterdir()] == [f"{TWO.job}.json"]
     assert desk.next(0.0) == TWO
     assert desk.next(0.0) is None
+    assert desk.look()
+    assert not desk.look()  # what stays there keeps no idle pool busy
 
 
 def test_a_file_that_names_another_job_is_refused_and_gone(desk: Desk, tmp_path: Path) -> None:
