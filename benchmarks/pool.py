@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> dict[str, object]:
             more = f"[pool]\nwalltime_s = 3000\nnap_ms = {args.nap}\n[slurm]\nnodes = 2\n"
             config = _jobs.configure(root / "warm", "pool", poll_s=0.02, more=more)
             with warm(config) as scheduler:
-                figures["idle_cpu_percent_of_a_core_per_rank"] = idle_cpu()
+                figures["idle_cpu_percent_of_a_core_per_rank"] = idle_cpu(where)
                 figures["dispatch"] = dispatch(root / "warm", config, scheduler, args.tasks)
                 figures["acquisition"] = through_the_service(config, args.acquisitions)
             short = f"[pool]\nwalltime_s = {args.walltime}\nrelay_s = 60.0\nnap_ms = {args.nap}\n[slurm]\nnodes = 2\n"
@@ -91,10 +91,14 @@ def stop(config: Config) -> None:
     subprocess.run(command, check=False, capture_output=True, timeout=120)
 
 
-def idle_cpu(seconds: float = 5.0) -> float:
+def idle_cpu(where: cluster.Cluster, seconds: float = 5.0) -> float:
     """CPU of one idle rank, in percent of a core."""
     ranks = [path for path in Path("/proc").glob("[0-9]*") if b"mpi_kernels.pool\0" in _read(path / "cmdline")]
-    ranks = [path for path in ranks if b"PMI_RANK=" in _read(path / "environ")]
+    ranks = [
+        path
+        for path in ranks
+        if b"PMI_RANK=" in (environment := _read(path / "environ")) and str(where.conf).encode() in environment
+    ]
     before = [_cpu_s(rank) for rank in ranks]
     time.sleep(seconds)
     used = [_cpu_s(rank) - first for rank, first in zip(ranks, before, strict=True)]
