@@ -1,7 +1,7 @@
 """Ranks that are kept warm, on a real Slurm of two virtual nodes: how soon a task runs, and whether a hand-over shows.
 
-Dispatch is from the sender's call to the first thing that rank 0 does with the run folder, both by this host's
-monotonic clock: the virtual nodes share it.  Cold starts of the same job are in ``python -m benchmarks submit``; those
+Dispatch is from the sender's call to the moment in which every rank has the job and rank 0 is about to claim the folder
+(``wall_ns`` of its claim), both by this host's clock: the virtual nodes share it.  Cold starts of the same job are in ``python -m benchmarks submit``; those
 of this run stand beside the warm ones.
 """
 
@@ -119,22 +119,24 @@ def _read(path: Path) -> bytes:
 
 
 def dispatch(root: Path, config: Config, scheduler: Scheduler, tasks: int) -> dict[str, object]:
-    """Tiny tasks one after the other: call to claim, call to result."""
+    """Tiny tasks one after the other: call to ranks that run, and to frames that are reduced."""
     source = _jobs.write_scan(root / "tiny.npy", TINY)
-    runs, claimed, whole, called = RunFolders(config.service.runs), [], [], []
+    runs, running, whole, called = RunFolders(config.service.runs), [], [], []
     for number in range(tasks):
         name, folder = _jobs.run_folder(config.service.runs, number, source, ranks=2)
-        begin = time.monotonic_ns()
+        begin, begin_wall = time.monotonic_ns(), time.time_ns()
         scheduler.submit(name, folder, Resources(ranks=2, time_limit_s=600))
         called.append((time.monotonic_ns() - begin) / 1e9)
         _jobs.until((folder / RESULT_FILE).exists, "a result", nap_s=0.0005)
         times = {event.name: event.mono_ns for event in runs.collect_events(folder)}
-        claimed.append((times["claimed"] - begin) / 1e9)
+        claim = runs.read_claim(folder)
+        assert claim is not None
+        running.append((claim.wall_ns - begin_wall) / 1e9)
         whole.append((times["reduced"] - begin) / 1e9)
     return {
         "tasks": tasks,
         "call_returns": summary(called),
-        "ranks_running": summary(claimed),
+        "ranks_running": summary(running),
         "reduced": summary(whole),
     }
 
