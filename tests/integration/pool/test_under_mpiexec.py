@@ -222,6 +222,32 @@ def test_a_job_is_stopped_at_its_time_limit(yard: Any) -> None:
     assert (yard.run_folder(name) / "error.json").exists()
 
 
+def test_a_job_that_was_to_be_stopped_when_the_service_died_is_stopped(yard: Any) -> None:
+    yard.up()
+    name = yard.submit(1, waits=True)
+    yard.runs(name)
+    yard.folder.write_sent(msgspec.structs.replace(yard.sent(name), cancelled=True))
+    yard.new_service()
+    said = yard.all_ended()
+    assert said[name].phase is SchedulerPhase.ENDED
+    assert (yard.run_folder(name) / "error.json").exists()
+
+
+def test_a_job_whose_record_was_lost_while_it_ran_is_followed(yard: Any) -> None:
+    yard.up()
+    running, queued = yard.submit(1, waits=True), yard.submit(2)
+    yard.runs(running)
+    (yard.folder.root / "sent" / f"{running}.json").unlink()
+    (yard.folder.root / "sent" / f"{queued}.json").write_bytes(b"")
+    yard.new_service()
+    assert yard.status(running).phase is SchedulerPhase.RUNNING
+    assert yard.status(queued).phase is SchedulerPhase.PENDING
+    yard.scheduler.cancel(yard.ids[running])
+    assert (yard.run_folder(running) / "error.json").exists()
+    yard.all_ended()
+    assert results(yard) == [queued]
+
+
 def test_without_a_pool_a_job_goes_another_way_and_says_so(yard: Any, caplog: pytest.LogCaptureFixture) -> None:
     yard.folder.hold(True)
     with caplog.at_level(logging.WARNING, "emflow"):
