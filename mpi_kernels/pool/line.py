@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from typing import Any
 
 from mpi_kernels.pool import wire
@@ -64,14 +65,19 @@ class Line:
         return wire.Session(secret, "client", *facts)
 
     def _expect(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
-        match = pattern.fullmatch(self._read())
+        match = pattern.fullmatch(self._read(self._timeout_s))
         if match is None:
             raise ConnectionError("something else listens there")
         return match
 
-    def _read(self) -> bytes:
+    def _read(self, timeout_s: float) -> bytes:
+        until = time.monotonic() + timeout_s  # of the whole line: each byte may come just in time
         while b"\n" not in self._got:
-            data = self.socket.recv(65536)
+            self.socket.settimeout(max(until - time.monotonic(), 0.0))
+            try:
+                data = self.socket.recv(65536)
+            except BlockingIOError as error:
+                raise TimeoutError("it takes too long") from error
             if not data:
                 raise _HungUp("it hung up")
             self._got += data
@@ -87,10 +93,9 @@ class Line:
 
     def hear(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message, None if none comes in time."""
-        self.socket.settimeout(max(timeout_s, 0.0))
         try:
-            return self._session.open(self._read())
-        except (TimeoutError, BlockingIOError):
+            return self._session.open(self._read(timeout_s))
+        except TimeoutError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConnectionError(f"no message of ours: {error}") from error

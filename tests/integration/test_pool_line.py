@@ -112,6 +112,25 @@ def test_a_pool_with_another_secret_gets_no_task() -> None:
     assert got == [b""]
 
 
+def test_who_never_ends_his_line_is_not_listened_to_for_long() -> None:
+    """After a pool's end its port may be anybody's."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drips() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            while True:
+                connection.sendall(b"e")
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=drips, daemon=True)
+    thread.start()
+    with pytest.raises(TimeoutError):
+        Line(("127.0.0.1", server.getsockname()[1]), secrets.token_bytes(32), NAME, 0.3)
+    thread.join()
+    server.close()
+
+
 class Tap:
     """A man in the middle, who keeps all that passes and changes what he is told to."""
 
