@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import msgspec
 
 from emflow.config import Config
-from emflow.errors import SubmitError, Unavailable, printable
+from emflow.errors import SubmitError, Unavailable
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers.file_system import is_local
 from emflow.schedulers.pool_fallback import Fallback, way_of
@@ -154,7 +154,7 @@ class PoolScheduler:
         if self._turn is not None and self._turn.done():
             error, self._turn = self._turn.exception(), None
             if error is not None:
-                log.error("the pools can't be looked after: %s", printable(str(error)))
+                self._relay.signs.tell(f"the pools can't be looked after: {error}")
                 self._turn_due = now + TROUBLE_S
         if self._turn is None and now >= self._turn_due:
             self._turn_due = now + TURN_S

@@ -25,6 +25,7 @@ from emflow.schedulers.pool_secret import make_secret
 from emflow.schedulers.pool_signs import ANSWER_S, GONE, PREFIX, QUIET_S, Signs
 from mpi_kernels import jsonfile
 from mpi_kernels.errors import KernelError
+from mpi_kernels.events import host_name
 from mpi_kernels.pool.client import PoolClient
 from mpi_kernels.pool.records import POOL_FILE, PoolSpec
 
@@ -244,10 +245,21 @@ class Relay:
         except EmflowError as error:
             self.signs.tell(f"no pool can be started: {error}")
 
+    def own(self) -> None:
+        """Make sure that the pool folder is this service's alone; raises `NotAllowed` if not."""
+        self.folder.own(f"{host_name()}:{self._lock.parent}")
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else starts or ends pools meanwhile."""
+        """Nobody else starts or ends pools meanwhile.
+
+        Raises
+        ------
+        NotAllowed
+            The pool folder is not ours alone.
+        """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
+        self.own()
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

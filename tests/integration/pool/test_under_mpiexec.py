@@ -324,6 +324,18 @@ def test_pools_that_die_young_are_started_ever_more_slowly(yard: Any) -> None:
     yard.up()
 
 
+def test_a_second_service_leaves_the_pools_of_the_first_alone(make_yard: Callable[..., Any]) -> None:
+    first = make_yard()
+    (pool,) = first.up()
+    other = make_yard(folder=first.config.pool.folder)
+    other.until(lambda: "those of the service" in other.scheduler.trouble, "nobody says so")
+    (finding,) = (found for found in other.scheduler.check() if found.part == "pool folder")
+    assert not finding.ok
+    assert first.folder.names() == first.taking() == [pool]
+    other.closed = True  # nothing is its own
+    other.scheduler.close()
+
+
 def test_a_pool_that_was_meant_to_start_and_did_not_is_closed(yard: Any) -> None:
     """The service died between the intent and the start."""
     name = yard.folder.new_name()
