@@ -104,6 +104,10 @@ class Signs:
             return 0.0
         return now - known[1]
 
+    def was_silent(self, name: str, found: Found, seconds: float) -> None:
+        """Take over since when a pool has been silent, for who looks only once."""
+        self._beats[name] = (found.beat, self._clock() - seconds)
+
     def knock(self, name: str, found: Found) -> None:
         """Ask a pool over TCP whether it lives: once at first, and whenever its heartbeat is late."""
         if found.endpoint is None or not found.endpoint.port or found.ended is not None:
