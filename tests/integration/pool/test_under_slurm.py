@@ -19,8 +19,8 @@ from emflow.errors import SubmitError, Unavailable
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers.pool_jobs import pool_of
 from emflow.schedulers.pool_look import read_pool
-from emflow.schedulers.pool_setup import relay_of, spec_of
 from emflow.schedulers.pool_report import report
+from emflow.schedulers.pool_setup import relay_of, spec_of
 from emflow.schedulers.pool_signs import PREFIX
 from mpi_kernels import jsonfile
 from mpi_kernels.pool.records import POOL_FILE
