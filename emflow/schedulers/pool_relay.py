@@ -201,6 +201,8 @@ class Relay:
             self._close(name, *self._ending[name])
         elif found.ended is not None and found.ended.why != "gave-up":
             self._close(name, found.ended.message, EndCause.COMPLETED, young=False)
+        elif said.cause is EndCause.TIMEOUT:
+            self._close(name, "its time was up while a job ran", said.cause, young=False)
         else:
             told = "" if found.ended is None else found.ended.message
             why = told or said.reason or said.cause.value.lower().replace("_", " ") or "its ranks are gone"
