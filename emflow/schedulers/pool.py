@@ -35,6 +35,9 @@ log = logging.getLogger("emflow")
 TURN_S = 1.0
 """Between two looks at the pools."""
 
+AGAIN_S = 5.0
+"""Between two tries to find a place for a job whose pool has ended: each may be a job that Slurm has to refuse."""
+
 TROUBLE_S = 30.0
 """Pause after a turn that failed altogether."""
 
@@ -63,6 +66,7 @@ class PoolScheduler:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="pools")
         self._turn: Future[None] | None = None
         self._turn_due = 0.0
+        self._refused: dict[str, tuple[float, JobStatus]] = {}
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -213,6 +217,9 @@ class PoolScheduler:
 
     def _followed(self, sent: Sent) -> tuple[Sent, JobStatus | None]:
         """A job that was given to a pool once: how it is, after what had to be done; None if it went another way."""
+        until, told = self._refused.get(sent.job, (0.0, None))
+        if told is not None and time.monotonic() < until:
+            return sent, told
         try:
             if way_of(sent.to) is not None:
                 return self._settled(sent), None
@@ -221,7 +228,9 @@ class PoolScheduler:
                 return self._sent_on(sent, status)
         except (SubmitError, Unavailable) as error:  # it waits until somebody takes it
             waits = SchedulerPhase.PENDING
-            return sent, JobStatus(scheduler_id=sent.to, phase=waits, reason=f"its pool has ended; {error}")
+            told = JobStatus(scheduler_id=sent.to, phase=waits, reason=f"its pool has ended; {error}")
+            self._refused[sent.job] = time.monotonic() + AGAIN_S, told
+            return sent, told
         if verdict == "overdue" and not sent.cancelled:
             log.warning("%s reached its time limit of %d s and is stopped", sent.job, sent.time_limit_s)
             sent = msgspec.structs.replace(sent, cancelled=True)
@@ -266,6 +275,7 @@ class PoolScheduler:
 
     def _forget(self, name: str) -> None:
         self._sender.is_at(name, None)
+        self._refused.pop(name, None)
         self._jobs.forget(name)
         self._folder.forget(name)
 

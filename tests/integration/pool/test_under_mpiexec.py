@@ -16,11 +16,12 @@ import pytest
 from emflow.errors import ConfigError, NotAllowed
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers import processes
-from emflow.schedulers.local import LocalScheduler
+from emflow.schedulers.local import LocalRecord, LocalScheduler
 from emflow.schedulers.pool_folder import Sent
 from emflow.schedulers.pool_jobs import pool_of
 from emflow.schedulers.pool_launch import hosts_of
 from emflow.schedulers.pool_secret import make_secret
+from emflow.schedulers.pool_sending import Sender
 
 pytestmark = pytest.mark.needs_mpi
 WAIT_S = 50.0
@@ -285,6 +286,26 @@ def test_a_job_that_was_to_go_another_way_when_the_service_died_goes_there_once(
     assert results(yard) == names
     assert yard.sent(names[0]).to == f"local:{sent}"
     assert {yard.claims(name) for name in names} == {1}
+
+
+def test_a_job_that_nobody_takes_is_not_offered_at_every_look(yard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    yard.folder.hold(True)
+    name, folder = yard.job(1)
+    yard.ids[name] = f"pool:20240501T120000-00/{name}"
+    yard.folder.write_sent(Sent(job=name, folder=str(folder), ranks=2, time_limit_s=60, to="local:"))
+    other = LocalRecord(job="fedcba9876543210-01", scheduler_id="1", host="h")
+    (folder / "local.json").write_bytes(msgspec.json.encode(other))  # so that this one is refused
+    offered = []
+    send = Sender.send
+    monkeypatch.setattr(Sender, "send", lambda self, sent: offered.append(sent.job) or send(self, sent))
+    for _ in range(4):
+        said = yard.status(name)
+        assert said.phase is SchedulerPhase.PENDING
+        assert "already started" in said.reason
+    assert offered == [name]
+    (folder / "local.json").unlink()
+    yard.all_ended()
+    assert results(yard) == [name]
 
 
 def test_a_wrong_secret_sends_jobs_another_way(yard: Any) -> None:
