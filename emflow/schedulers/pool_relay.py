@@ -27,7 +27,7 @@ from mpi_kernels import jsonfile
 from mpi_kernels.errors import KernelError
 from mpi_kernels.events import host_name
 from mpi_kernels.pool.client import PoolClient
-from mpi_kernels.pool.records import POOL_FILE, PoolSpec
+from mpi_kernels.pool.records import POOL_FILE, PoolSpec, Reach
 
 log = logging.getLogger("emflow")
 
@@ -146,13 +146,14 @@ class Relay:
         if not self.folder.leaving(name):
             self.folder.write_leaving(name)
             log.info("pool %s takes no more tasks", name)
-        try:
-            with contextlib.closing(
-                PoolClient(self.folder.of(name), reach=self.spec.reach, timeout_s=ANSWER_S)
-            ) as pool:
-                pool.drain()
-        except (KernelError, OSError) as error:  # nothing is sent to it any more, and its walltime ends it
-            log.debug("pool %s was not told to drain: %s", name, printable(str(error)))
+        ways: tuple[Reach, ...] = ("tcp",) if self.spec.reach == "tcp" else (self.spec.reach, "spool")
+        for reach in ways:  # one whose secret was replaced hangs up on us, and reads its spool
+            try:
+                with contextlib.closing(PoolClient(self.folder.of(name), reach=reach, timeout_s=ANSWER_S)) as pool:
+                    pool.drain()
+                return
+            except (KernelError, OSError) as error:  # nothing is sent to it any more, and its walltime ends it
+                log.debug("pool %s was not told to drain: %s", name, printable(str(error)))
 
     def end(self, name: str, reason: str, cause: EndCause = EndCause.CANCELLED) -> bool:
         """End a pool for real and close it; False while it is not certain that nothing of it runs."""

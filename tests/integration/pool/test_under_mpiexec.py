@@ -309,7 +309,7 @@ def test_a_job_that_nobody_takes_is_not_offered_at_every_look(yard: Any, monkeyp
 
 
 def test_a_wrong_secret_sends_jobs_another_way(yard: Any) -> None:
-    yard.up()
+    (pool,) = yard.up()
     secret = yard.folder.root / "secret"
     secret.unlink()
     make_secret(yard.folder.root)
@@ -318,6 +318,9 @@ def test_a_wrong_secret_sends_jobs_another_way(yard: Any) -> None:
     assert "secret" in yard.sent(name).why
     yard.all_ended()
     assert results(yard) == [name]
+    yard.folder.write_leaving(pool)
+    yard.until(lambda: yard.folder.closed(pool), "it idles on, and is charged for")
+    assert yard.folder.closed(pool).reason == "it was told to drain"
 
 
 def test_a_secret_that_others_may_read_starts_no_pool(yard: Any) -> None:
