@@ -36,7 +36,8 @@ TURN_S = 1.0
 """Between two looks at the pools."""
 
 AGAIN_S = 5.0
-"""Between two tries to find a place for a job whose pool has ended: each may be a job that Slurm has to refuse."""
+"""Between two tries to find a place for a job whose pool has ended (each may be a job that Slurm has to refuse), and
+between two words to a pool that it is to stop a job: the second must not meet the end of that job."""
 
 TROUBLE_S = 30.0
 """Pause after a turn that failed altogether."""
@@ -67,6 +68,7 @@ class PoolScheduler:
         self._turn: Future[None] | None = None
         self._turn_due = 0.0
         self._refused: dict[str, tuple[float, JobStatus]] = {}
+        self._stop_again: dict[str, float] = {}
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -236,7 +238,10 @@ class PoolScheduler:
             sent = msgspec.structs.replace(sent, cancelled=True)
             self._folder.write_sent(sent)
         alive = status.phase in (SchedulerPhase.PENDING, SchedulerPhase.RUNNING)
-        if alive and sent.cancelled:  # until the pool lets go: it may not have heard, or we died before we said it
+        now = time.monotonic()
+        if alive and sent.cancelled and now >= self._stop_again.get(sent.job, now):
+            # until the pool lets go: it may not have heard, or we died before we said it; but not while it says so
+            self._stop_again[sent.job] = now + AGAIN_S
             self._sender.stop(sent)
         self._sender.is_at(sent.job, pool_of(sent.to) if alive else None)
         return sent, status
@@ -276,6 +281,7 @@ class PoolScheduler:
     def _forget(self, name: str) -> None:
         self._sender.is_at(name, None)
         self._refused.pop(name, None)
+        self._stop_again.pop(name, None)
         self._jobs.forget(name)
         self._folder.forget(name)
 

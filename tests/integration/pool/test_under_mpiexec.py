@@ -231,7 +231,7 @@ def test_a_job_that_was_to_be_stopped_when_the_service_died_is_stopped(yard: Any
     yard.new_service()
     said = yard.all_ended()
     assert said[name].phase is SchedulerPhase.ENDED
-    assert (yard.run_folder(name) / "error.json").exists()
+    assert not yard.has_result(name)
 
 
 def test_a_job_whose_record_was_lost_while_it_ran_is_followed(yard: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_job_whose_record_was_lost_while_it_ran_is_followed(yard: Any) -> None
     assert yard.status(running).phase is SchedulerPhase.RUNNING
     assert yard.status(queued).phase is SchedulerPhase.PENDING
     yard.scheduler.cancel(yard.ids[running])
-    assert (yard.run_folder(running) / "error.json").exists()
+    assert yard.status(running).phase is SchedulerPhase.ENDED
     yard.all_ended()
     assert results(yard) == [queued]
 
