@@ -131,6 +131,9 @@ def _folder(name: str, path: Path) -> Finding:
         return Finding(
             part=part, ok=False, found=f"{where}: {error.strerror}", fix=f"let the service's user write to {where}"
         )
+    if name in ("state", "runs") and path.stat().st_mode & 0o002:  # a job.json names the code that is run
+        found = f"{where} can be written by everybody, who could have the service run what they like"
+        return Finding(part=part, ok=False, found=found, fix=f"chmod o-w {where}")
     return Finding(part=part, ok=True, found=where)
 
 

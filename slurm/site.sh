@@ -16,6 +16,7 @@
 #   EMFLOW_CONTAINER  an Apptainer image
 #   EMFLOW_BIND, EMFLOW_BIND_RO   folders that the container sees, by colons; the second list can't be written to there
 #   EMFLOW_MPI        srun --mpi
+#   EMFLOW_GPUS_PER_RANK   cards of each rank, where sbatch does not say so itself (26.05)
 #   EMFLOW_LAUNCHER, EMFLOW_RANKS, EMFLOW_TIME_LIMIT_S   without Slurm: an mpiexec, how many ranks, when to end them
 
 set -euo pipefail

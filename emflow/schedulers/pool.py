@@ -16,13 +16,13 @@ from typing import ClassVar, Self
 import msgspec
 
 from emflow.config import Config
-from emflow.errors import SubmitError, Unavailable, printable
+from emflow.errors import SubmitError, Unavailable
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers.file_system import is_local
 from emflow.schedulers.pool_fallback import Fallback, way_of
 from emflow.schedulers.pool_folder import PoolFolder, Sent
 from emflow.schedulers.pool_jobs import HANDS_S, LATE_S, PoolJobs, pool_id, pool_of
-from emflow.schedulers.pool_look import holder_of, holds
+from emflow.schedulers.pool_look import holder_of, holds, task_folder
 from emflow.schedulers.pool_plan import Seen
 from emflow.schedulers.pool_relay import STALE_S
 from emflow.schedulers.pool_sending import Sender
@@ -34,6 +34,10 @@ log = logging.getLogger("emflow")
 
 TURN_S = 1.0
 """Between two looks at the pools."""
+
+AGAIN_S = 5.0
+"""Between two tries to find a place for a job whose pool has ended (each may be a job that Slurm has to refuse), and
+between two words to a pool that it is to stop a job: the second must not meet the end of that job."""
 
 TROUBLE_S = 30.0
 """Pause after a turn that failed altogether."""
@@ -63,6 +67,8 @@ class PoolScheduler:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="pools")
         self._turn: Future[None] | None = None
         self._turn_due = 0.0
+        self._refused: dict[str, tuple[float, JobStatus]] = {}
+        self._stop_again: dict[str, float] = {}
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -95,7 +101,7 @@ class PoolScheduler:
                 return [sent.to]
         held = holder_of(self._folder, name)
         if held is not None:
-            self._folder.write_sent(_found(name, folder, held, sent))
+            self._folder.write_sent(self._found(name, folder, held, sent))
             return [pool_id(held, name)]
         return self._fallback.find(name, folder)
 
@@ -107,7 +113,7 @@ class PoolScheduler:
         said: dict[str, JobStatus] = {}
         elsewhere: dict[str, str] = {}
         for name, scheduler_id in jobs.items():
-            sent = self._folder.sent(name) if pool_of(scheduler_id) is not None else None
+            sent = self._given(name, scheduler_id)
             if sent is not None:
                 sent, status = self._followed(sent)
                 if status is None:
@@ -131,7 +137,7 @@ class PoolScheduler:
         """End jobs; a pool that does not let go of one is ended itself, and gives its other jobs back."""
         elsewhere, pools = [i for i in scheduler_ids if way_of(i) is not None], []
         for scheduler_id in scheduler_ids:
-            sent = self._folder.sent(scheduler_id.rpartition("/")[2]) if pool_of(scheduler_id) is not None else None
+            sent = self._given(scheduler_id.rpartition("/")[2], scheduler_id)
             if sent is None:
                 continue
             if pool_of(sent.to) is None:
@@ -154,7 +160,7 @@ class PoolScheduler:
         if self._turn is not None and self._turn.done():
             error, self._turn = self._turn.exception(), None
             if error is not None:
-                log.error("the pools can't be looked after: %s", printable(str(error)))
+                self._relay.signs.tell(f"the pools can't be looked after: {error}")
                 self._turn_due = now + TROUBLE_S
         if self._turn is None and now >= self._turn_due:
             self._turn_due = now + TURN_S
@@ -189,8 +195,33 @@ class PoolScheduler:
 
     # --- inside
 
+    def _given(self, name: str, scheduler_id: str) -> Sent | None:
+        """The record of a job that was given to a pool once; made anew if it was lost and a pool has the job."""
+        if pool_of(scheduler_id) is None:
+            return None
+        sent = self._folder.sent(name)
+        held = holder_of(self._folder, name) if sent is None else None
+        folder = task_folder(self._folder.of(held), name) if held is not None else ""
+        if held is None or not folder:
+            return sent
+        found = self._found(name, self._config.service.runs / folder, held, None)
+        self._folder.write_sent(found)
+        return found
+
+    def _found(self, name: str, folder: Path, pool: str, sent: Sent | None) -> Sent:
+        """The record of a job that a pool has, where the one that was written before was lost or says otherwise."""
+        if sent is not None:
+            return msgspec.structs.replace(sent, to=pool_id(pool, name), why="")
+        most = self._config.scheduler
+        return Sent(
+            job=name, folder=str(folder), ranks=most.ranks, time_limit_s=most.time_limit_s, to=pool_id(pool, name)
+        )
+
     def _followed(self, sent: Sent) -> tuple[Sent, JobStatus | None]:
         """A job that was given to a pool once: how it is, after what had to be done; None if it went another way."""
+        until, told = self._refused.get(sent.job, (0.0, None))
+        if told is not None and time.monotonic() < until:
+            return sent, told
         try:
             if way_of(sent.to) is not None:
                 return self._settled(sent), None
@@ -199,12 +230,19 @@ class PoolScheduler:
                 return self._sent_on(sent, status)
         except (SubmitError, Unavailable) as error:  # it waits until somebody takes it
             waits = SchedulerPhase.PENDING
-            return sent, JobStatus(scheduler_id=sent.to, phase=waits, reason=f"its pool has ended; {error}")
+            told = JobStatus(scheduler_id=sent.to, phase=waits, reason=f"its pool has ended; {error}")
+            self._refused[sent.job] = time.monotonic() + AGAIN_S, told
+            return sent, told
         if verdict == "overdue" and not sent.cancelled:
             log.warning("%s reached its time limit of %d s and is stopped", sent.job, sent.time_limit_s)
-            self._folder.write_sent(msgspec.structs.replace(sent, cancelled=True))
-            self._sender.stop(sent)
+            sent = msgspec.structs.replace(sent, cancelled=True)
+            self._folder.write_sent(sent)
         alive = status.phase in (SchedulerPhase.PENDING, SchedulerPhase.RUNNING)
+        now = time.monotonic()
+        if alive and sent.cancelled and now >= self._stop_again.get(sent.job, now):
+            # until the pool lets go: it may not have heard, or we died before we said it; but not while it says so
+            self._stop_again[sent.job] = now + AGAIN_S
+            self._sender.stop(sent)
         self._sender.is_at(sent.job, pool_of(sent.to) if alive else None)
         return sent, status
 
@@ -242,17 +280,11 @@ class PoolScheduler:
 
     def _forget(self, name: str) -> None:
         self._sender.is_at(name, None)
+        self._refused.pop(name, None)
+        self._stop_again.pop(name, None)
         self._jobs.forget(name)
         self._folder.forget(name)
 
 
 def _claimed(folder: Path) -> bool:
     return (folder / CLAIM_FILE).exists()
-
-
-def _found(name: str, folder: Path, pool: str, sent: Sent | None) -> Sent:
-    """The record of a job that a pool has, where the one that was written before was lost or says otherwise."""
-    if sent is not None:
-        return msgspec.structs.replace(sent, to=pool_id(pool, name), why="")
-    unknown = Resources()
-    return Sent(job=name, folder=str(folder), ranks=1, time_limit_s=unknown.time_limit_s, to=pool_id(pool, name))

@@ -3,6 +3,7 @@
 All that the relay knows is in these files, so that another process, or the next one, goes on from them:
 
     <pool>/secret                 shared by a pool and its clients
+    <pool>/service                whose pools these are
     <pool>/held                   a person has stopped the pools: none is started
     <pool>/sent/<job>.json        where a job was sent: written before it is sent
     <pool>/<name>/pool.json       the intent to have a pool: written before it is started
@@ -18,27 +19,35 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
-from emflow.errors import Unavailable, printable
+from emflow.errors import NotAllowed, Unavailable, printable
 from emflow.records import EndCause
 from mpi_kernels.contract import JOB_NAME
+from mpi_kernels.failure import publish_once
 from mpi_kernels.jsonfile import publish
 from mpi_kernels.pool.records import POOL_NAME
 
 T = TypeVar("T")
+Kind = Literal["slurm", "mpiexec"]
+"""Of what starts pools."""
 
 SENT_FOLDER = "sent"
+OWNER_FILE = "service"
 HELD_FILE = "held"
 LAUNCHED_FILE = "launched.json"
 LEAVING_FILE = "leaving"
 CLOSED_FILE = "closed.json"
+
+OURS = 0o700
+"""Mode of our folders: whoever may write into one gives pools tasks, or has us delete what a link leads to."""
 
 KEPT_S = 2 * 86400.0
 """How long the folder of a pool that has ended is kept."""
@@ -52,7 +61,7 @@ _LOST = "If nothing is left of it on the compute nodes, delete the file"
 class Launched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``launched.json``: what a pool was started as; ``wall_ns`` of the service's host."""
 
-    launcher: str
+    launcher: Kind
     scheduler_id: str
     wall_ns: int
     v: int = 1
@@ -107,6 +116,43 @@ class PoolFolder:
         self._closed: dict[str, Closed] = {}
         self._sent: dict[str, Sent] = {}
 
+    # --- the folder
+
+    def make(self) -> None:
+        """Make the folder, for our user only, if it is not there."""
+        self.root.mkdir(mode=OURS, parents=True, exist_ok=True)
+
+    def own(self, service: str) -> None:
+        """Make sure that what stands in the folder was written by us: it is acted on.
+
+        Parameters
+        ----------
+        service : str
+            Host and state folder.
+
+        Raises
+        ------
+        NotAllowed
+            Others may write to the folder, or another service keeps its pools in it.
+        """
+        self.make()
+        found, where = self.root.stat(), printable(str(self.root))
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise NotAllowed(
+                f"{where} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to user {found.st_uid}: others may "
+                "write to it, and so end pools or give them tasks",
+                next_step=f"chmod go-w {where}, or name another folder in [pool]",
+            )
+        path = self.root / OWNER_FILE
+        if not path.exists():
+            publish_once(path, service.encode("utf-8", "surrogateescape"))
+        owner = path.read_bytes().decode("utf-8", "surrogateescape")
+        if owner != service:
+            raise NotAllowed(
+                f"the pools in {where} are those of the service {printable(owner):.200}, not of {printable(service)}",
+                next_step=f"Name another folder in [pool]; or, if it is gone for good, delete {OWNER_FILE} there",
+            )
+
     # --- pools
 
     def of(self, name: str) -> Path:
@@ -130,10 +176,10 @@ class PoolFolder:
     def new_name(self) -> str:
         """Make the folder of a new pool; its name says when, and no two processes get the same one."""
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.make()
         for number in range(100):
             with contextlib.suppress(FileExistsError):
-                (self.root / f"{now}-{number:02d}").mkdir()
+                (self.root / f"{now}-{number:02d}").mkdir(mode=OURS)
                 return f"{now}-{number:02d}"
         raise Unavailable("a hundred pools were started in one second")
 
@@ -141,7 +187,7 @@ class PoolFolder:
         """What a pool was started as; None if that is not known."""
         return _read(Launched, self.of(name) / LAUNCHED_FILE)
 
-    def write_launched(self, name: str, launcher: str, scheduler_id: str) -> None:
+    def write_launched(self, name: str, launcher: Kind, scheduler_id: str) -> None:
         """Record the fact that a pool was started."""
         record = Launched(launcher=launcher, scheduler_id=scheduler_id, wall_ns=time.time_ns())
         publish(self.of(name) / LAUNCHED_FILE, msgspec.json.encode(record))
@@ -175,7 +221,7 @@ class PoolFolder:
     def hold(self, held: bool) -> None:
         """Let nobody start pools, or let them again."""
         if held:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.make()
             (self.root / HELD_FILE).touch()
         else:
             (self.root / HELD_FILE).unlink(missing_ok=True)
@@ -202,7 +248,8 @@ class PoolFolder:
         try:
             temporary.write_bytes(data)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.make()
+            path.parent.mkdir(mode=OURS, exist_ok=True)
             temporary.write_bytes(data)
         temporary.replace(path)
         self._sent[sent.job] = sent

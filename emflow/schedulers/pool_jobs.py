@@ -101,7 +101,10 @@ class PoolJobs:
             return "said", self._ended(sent, f"{claim.host} had claimed it as {claim.scheduler_id or 'a job'}")
         closed = self.folder.closed(owner)
         if closed is not None:
-            return "said", self._ended(sent, f"with pool {owner}: {closed.reason}", closed.cause or EndCause.FAILED)
+            told, cause = f"with pool {owner}: {closed.reason}", closed.cause or EndCause.FAILED
+            if cause is EndCause.TIMEOUT:  # the pool's time, and not the job's
+                told, cause = f"{told}. Raise relay_s in [pool] above the time of a job", EndCause.FAILED
+            return "said", self._ended(sent, told, cause)
         if not self._in_hands(sent, owner):
             cause = EndCause.CANCELLED if sent.cancelled else EndCause.FAILED
             return "said", self._ended(sent, f"pool {owner} has lost its ranks, or was told to end it", cause)

@@ -12,7 +12,7 @@ from emflow.errors import ConfigError, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.local import OUTPUT_FILE, LocalScheduler, find_launcher, shipped
-from emflow.schedulers.pool_signs import Launcher
+from emflow.schedulers.pool_signs import PREFIX, Launcher
 from emflow.schedulers.slurm_reasons import explained
 from emflow.schedulers.slurm_states import judge
 
@@ -62,8 +62,11 @@ class SlurmLauncher:
 
     def cancel(self, *scheduler_ids: str) -> None:
         """Tell Slurm to end pools; it kills what does not end by itself within its KillWait."""
-        if scheduler_ids:
-            slurm_commands.cancel(scheduler_ids)
+        ids = [one for one in scheduler_ids if one.isascii() and one.isdigit()]
+        known = slurm_commands.named(ids) if ids else []
+        # a pool that was forgotten has no id any more: another job may have got it
+        if pools := [row.id for row in known if row.name.startswith(PREFIX)]:
+            slurm_commands.cancel(pools)
 
     @staticmethod
     def environment(request: site.Request) -> dict[str, str]:

@@ -15,6 +15,7 @@ from emflow.schedulers.pool_folder import PoolFolder
 from emflow.schedulers.pool_plan import Seen, Standing
 from mpi_kernels import jsonfile
 from mpi_kernels.errors import FormatError
+from mpi_kernels.pool.errors import PoolRefused
 from mpi_kernels.pool.records import (
     ENDED_FILE,
     ENDPOINT_FILE,
@@ -26,6 +27,8 @@ from mpi_kernels.pool.records import (
     Ended,
     Endpoint,
     PoolSpec,
+    Task,
+    check_task,
 )
 
 T = TypeVar("T")
@@ -137,6 +140,17 @@ def seen(
 def holds(folder: Path, job: str) -> bool:
     """Whether a job is in a pool's hands: it waits there, or is being reduced."""
     return any((folder / place / f"{job}.json").exists() for place in (SPOOL, TAKEN))
+
+
+def task_folder(folder: Path, job: str) -> str:
+    """Run folder, below the root of them all, of a job in a pool's hands; empty if it is not there, or no good."""
+    tasks = (_record(Task, folder / place / f"{job}.json") for place in (SPOOL, TAKEN))
+    task = next((one for one in tasks if one is not None), None)
+    with contextlib.suppress(PoolRefused):
+        if task is not None and task.job == job:
+            check_task(task)
+            return task.folder
+    return ""
 
 
 def hands(folder: Path) -> frozenset[str]:

@@ -25,8 +25,9 @@ from emflow.schedulers.pool_secret import make_secret
 from emflow.schedulers.pool_signs import ANSWER_S, GONE, PREFIX, QUIET_S, Signs
 from mpi_kernels import jsonfile
 from mpi_kernels.errors import KernelError
+from mpi_kernels.events import host_name
 from mpi_kernels.pool.client import PoolClient
-from mpi_kernels.pool.records import POOL_FILE, PoolSpec
+from mpi_kernels.pool.records import POOL_FILE, PoolSpec, Reach
 
 log = logging.getLogger("emflow")
 
@@ -145,13 +146,14 @@ class Relay:
         if not self.folder.leaving(name):
             self.folder.write_leaving(name)
             log.info("pool %s takes no more tasks", name)
-        try:
-            with contextlib.closing(
-                PoolClient(self.folder.of(name), reach=self.spec.reach, timeout_s=ANSWER_S)
-            ) as pool:
-                pool.drain()
-        except (KernelError, OSError) as error:  # nothing is sent to it any more, and its walltime ends it
-            log.debug("pool %s was not told to drain: %s", name, printable(str(error)))
+        ways: tuple[Reach, ...] = ("tcp",) if self.spec.reach == "tcp" else (self.spec.reach, "spool")
+        for reach in ways:  # one whose secret was replaced hangs up on us, and reads its spool
+            try:
+                with contextlib.closing(PoolClient(self.folder.of(name), reach=reach, timeout_s=ANSWER_S)) as pool:
+                    pool.drain()
+                return
+            except (KernelError, OSError) as error:  # nothing is sent to it any more, and its walltime ends it
+                log.debug("pool %s was not told to drain: %s", name, printable(str(error)))
 
     def end(self, name: str, reason: str, cause: EndCause = EndCause.CANCELLED) -> bool:
         """End a pool for real and close it; False while it is not certain that nothing of it runs."""
@@ -200,6 +202,8 @@ class Relay:
             self._close(name, *self._ending[name])
         elif found.ended is not None and found.ended.why != "gave-up":
             self._close(name, found.ended.message, EndCause.COMPLETED, young=False)
+        elif said.cause is EndCause.TIMEOUT:
+            self._close(name, "its time was up while a job ran", said.cause, young=False)
         else:
             told = "" if found.ended is None else found.ended.message
             why = told or said.reason or said.cause.value.lower().replace("_", " ") or "its ranks are gone"
@@ -244,10 +248,21 @@ class Relay:
         except EmflowError as error:
             self.signs.tell(f"no pool can be started: {error}")
 
+    def own(self) -> None:
+        """Make sure that the pool folder is this service's alone; raises `NotAllowed` if not."""
+        self.folder.own(f"{host_name()}:{self._lock.parent}")
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else starts or ends pools meanwhile."""
+        """Nobody else starts or ends pools meanwhile.
+
+        Raises
+        ------
+        NotAllowed
+            The pool folder is not ours alone.
+        """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
+        self.own()
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

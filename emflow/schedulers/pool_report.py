@@ -78,12 +78,14 @@ def report(config: Config) -> PoolReport:
     """Look at all pools, and ask who started them about those that give no sign of life; nothing is done."""
     folder = PoolFolder(config.pool.folder)
     signs = Signs(folder, launchers(config), config.pool.launcher)
-    signs.ask()
     found = {name: read_pool(folder.of(name)) for name in folder.open_names()}
+    for name, one in found.items():
+        signs.was_silent(name, one, _silence_s(folder, name))
+    signs.ask()
     # without a service nobody may have noted yet that one is over
     over = [name for name in found if (said := signs.said.get(name)) is not None and said.phase in GONE]
     spec = spec_of(config)
-    seen = {name: signs.seen(name, one, spec, _silence_s(folder, name)) for name, one in found.items()}
+    seen = {name: signs.seen(name, one, spec, signs.silence_s(name, one)) for name, one in found.items()}
     pools = [pool for name, pool in seen.items() if name not in over]
     after = successors(pools, config.pool.relay_s)
     return PoolReport(

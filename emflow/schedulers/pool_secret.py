@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from emflow.errors import NotAllowed, printable
+from emflow.schedulers.pool_folder import PoolFolder
 from mpi_kernels.jsonfile import sync_folder
 from mpi_kernels.pool.errors import WrongSecret
 from mpi_kernels.pool.records import read_secret
@@ -26,7 +27,7 @@ def make_secret(folder: Path) -> Path:
     """
     path = folder / SECRET_FILE
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        PoolFolder(folder).make()
         _create(path, secrets.token_hex(SECRET_BYTES).encode())
     try:
         read_secret(path)

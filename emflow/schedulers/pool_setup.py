@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from emflow.config import Config
-from emflow.errors import EmflowError, printable
+from emflow.errors import EmflowError, NotAllowed, printable
 from emflow.records import Resources
 from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.file_system import file_system, is_local
@@ -144,8 +144,10 @@ def _place(config: Config) -> Finding:
     root, part = config.pool.folder, "pool folder"
     where = printable(str(root))
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        relay_of(config, PoolFolder(root)).own()
         kind = file_system(root)
+    except NotAllowed as error:
+        return Finding(part=part, ok=False, found=error.message, fix=error.next_step)
     except OSError as error:
         fix = f"let the service's user write to {where}, or correct folder in [pool]"
         return Finding(part=part, ok=False, found=f"{where}: {error.strerror}", fix=fix)

@@ -16,7 +16,7 @@ from typing import Protocol
 from emflow.errors import Unavailable, printable
 from emflow.records import JobStatus, Resources, SchedulerPhase
 from emflow.schedulers.file_system import is_local
-from emflow.schedulers.pool_folder import PoolFolder
+from emflow.schedulers.pool_folder import Kind, PoolFolder
 from emflow.schedulers.pool_look import Found, read_pool, seen, standing_of
 from emflow.schedulers.pool_plan import Seen
 from mpi_kernels.errors import KernelError
@@ -82,7 +82,7 @@ class Signs:
         self,
         folder: PoolFolder,
         launchers: Mapping[str, Launcher],
-        kind: str,
+        kind: Kind,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.launchers, self.kind, self._clock = folder, launchers, kind, clock
@@ -103,6 +103,10 @@ class Signs:
             self._beats[name] = (found.beat, now)
             return 0.0
         return now - known[1]
+
+    def was_silent(self, name: str, found: Found, seconds: float) -> None:
+        """Take over since when a pool has been silent, for who looks only once."""
+        self._beats[name] = (found.beat, self._clock() - seconds)
 
     def knock(self, name: str, found: Found) -> None:
         """Ask a pool over TCP whether it lives: once at first, and whenever its heartbeat is late."""

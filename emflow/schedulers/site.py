@@ -208,6 +208,8 @@ def _environment(config: Config, found: SlurmSettings) -> dict[str, str]:
     environment = {"PATH": DEFAULT_PATH, **{key: os.environ[key] for key in INHERITED if os.environ.get(key)}}
     environment |= {"EMFLOW_PYTHON": python, "EMFLOW_SITE": str(shipped("site.sh"))}
     optional = {"EMFLOW_MPI": found.mpi, "EMFLOW_SETUP": found.setup, "EMFLOW_CONTAINER": found.container}
+    if found.gpus_per_rank:  # sbatch of Slurm 26.05 does not tell its job by SLURM_GPUS_PER_TASK
+        optional["EMFLOW_GPUS_PER_RANK"] = str(found.gpus_per_rank)
     if found.container:
         optional["EMFLOW_BIND"] = _folders([config.service.runs, config.pool.folder], "runs of [service]")
         optional["EMFLOW_BIND_RO"] = _folders([config.folder, *(w.root for w in config.watch)], "root of [[watch]]")

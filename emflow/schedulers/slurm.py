@@ -73,6 +73,7 @@ class SlurmScheduler:
         self._config = config
         self._settle_s = settle_s
         self._doubts: dict[str, float | None] = {}
+        self._ending: dict[str, float] = {}
         self._ask_accounting_from = 0.0
         self._away_until = 0.0
         self._away = ""
@@ -132,7 +133,11 @@ class SlurmScheduler:
         return said
 
     def cancel(self, *scheduler_ids: str) -> None:
-        """End jobs with all their processes; raises `Unavailable` where some are left after long."""
+        """End jobs with all their processes; raises `Unavailable` where some are left after long.
+
+        The time is that since the first try: a job whose node is away stays for minutes, and must not hold up all that
+        the service does each time that it is tried again.
+        """
         self._heard = (0.0, {}, {})
         ids = [one for one in scheduler_ids if one.isascii() and one.isdigit()]
         known = self._asked(lambda: self._slurm.named(ids)) if ids else []
@@ -140,15 +145,20 @@ class SlurmScheduler:
         names = sorted({row.name for row in known if JOB_NAME.fullmatch(row.name)})
         if not names:
             return
-        until = time.monotonic() + CANCEL_S
         told: set[str] = set()
         while alive := self._alive(names):
             if new := [one for one in alive if one not in told]:
                 self._asked(functools.partial(self._slurm.cancel, new))
                 told.update(new)
-            if time.monotonic() > until:
-                raise Unavailable(f"{CANCEL_S:g} s after scancel there are still processes of {', '.join(alive)}")
+            now = time.monotonic()
+            if now - min(self._ending.setdefault(one, now) for one in alive) > CANCEL_S:
+                raise Unavailable(
+                    f"{CANCEL_S:g} s after scancel there are still processes of {', '.join(alive)}",
+                    next_step="See squeue and sinfo -R: Slurm waits for a node that does not answer; ask the site",
+                )
             time.sleep(_LOOK_S)
+        for one in ids:
+            self._ending.pop(one, None)
 
     def tend(self) -> None:
         """Do nothing: nothing is held between jobs."""

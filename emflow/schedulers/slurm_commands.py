@@ -207,9 +207,7 @@ def listed(names: Iterable[str]) -> list[Row]:
     wanted, rows = list(names), list[Row]()
     for begin in range(0, len(wanted), NAMES_AT_ONCE):
         chosen = ",".join(wanted[begin : begin + NAMES_AT_ONCE])
-        answer = ask(
-            "squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), f"--name={chosen}", "-o", SQUEUE_FORMAT
-        )
+        answer = ask(*_squeue(), f"--name={chosen}")
         rows += parse_squeue(answer.out)
     return rows
 
@@ -237,9 +235,7 @@ def accounted(names: Iterable[str]) -> list[Row] | None:
 
 def named(ids: Sequence[str]) -> list[Row]:
     """Our jobs with these ids, as far as the controller remembers."""
-    answer = run(
-        ("squeue", "--all", "-h", "-t", "all", "-u", str(os.getuid()), "-j", ",".join(ids), "-o", SQUEUE_FORMAT)
-    )
+    answer = run((*_squeue(), "-j", ",".join(ids)))
     if answer.code and "Invalid job id" not in answer.err:  # said of a single job that is forgotten
         raise Unavailable(f"squeue failed: {answer.said or f'exit status {answer.code}'}")
     return list(parse_squeue(answer.out))

@@ -21,6 +21,9 @@ LONGEST_PAUSE_S = 60.0
 LOOK_S = 5.0
 """Between two looks for a running job's sign of life, or a tenth of what is allowed: each is a question to the disk."""
 
+AWAITED = "ended; its result is waited for, since file systems show new files late"
+"""Reason of a job that its scheduler says has ended, while its result may still show."""
+
 LEAVING_S = 30.0
 """How long a job that has said that it was stopped may still be there before it is cancelled."""
 
@@ -40,8 +43,8 @@ def follow(context: Context) -> None:
         return
     try:
         said = context.scheduler.poll({job.name: job.scheduler_id for job in unsettled})
-    except Unavailable as error:
-        context.raise_alarm("scheduler poll", str(error))
+    except (Unavailable, OSError) as error:  # the folder of the pools may be away
+        context.raise_alarm("scheduler poll", printable(str(error)))
         return
     context.clear_alarm("scheduler poll")
     for job in unsettled:
@@ -165,6 +168,8 @@ def _without_result(context: Context, job: Job, status: JobStatus) -> None:
     error = context.runs.read_error(folder)
     first = context.ended.setdefault(job.name, context.clock())
     if error is None and context.clock() - first < grace_s(context):
+        if job.reason != AWAITED:  # what was said of it last is not so any more
+            context.journal.update_job(job.name, job.state, reason=AWAITED)
         return
     reason = said_by_the_scheduler(context, folder, status, error)
     if status.phase is SchedulerPhase.GONE or reason.startswith(LOST):  # a node that is away may still compute

@@ -80,6 +80,15 @@ def test_the_packages_that_are_checked_are_those_that_setup_demands() -> None:
         assert package in text.partition(f"\n{extra} =")[2].partition("\n\n")[0] or f"{extra} = {package}" in text
 
 
+@pytest.mark.parametrize("name", ["state", "runs"])
+def test_a_folder_that_everybody_may_write_to(tmp_path: Path, name: str) -> None:
+    config = configured(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name).chmod(0o1777)
+    assert missing(config) == [f"folder {name}"]
+    assert found(config)[f"folder {name}"].fix == f"chmod o-w {tmp_path / name}"
+
+
 def test_folders_are_made_and_nothing_is_left_in_them(tmp_path: Path) -> None:
     config = configured(tmp_path)
     found(config)

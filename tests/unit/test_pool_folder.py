@@ -138,3 +138,28 @@ def test_a_secret_that_can_t_be_trusted_is_refused_with_the_cure(folder: PoolFol
         make_secret(folder.root)
     assert str(path) in str(refused.value)
     assert "remove it" in str(refused.value).lower()
+
+
+def test_a_folder_that_others_may_write_to_is_not_acted_on(folder: PoolFolder) -> None:
+    mask = os.umask(0)
+    try:
+        name = folder.new_name()
+        folder.write_sent(record())
+    finally:
+        os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in (folder.root, folder.of(name), folder.root / SENT_FOLDER)} == {
+        0o700
+    }
+    folder.own("gateway:/state")
+    folder.root.chmod(0o770)
+    with pytest.raises(NotAllowed, match="others may write") as refused:
+        folder.own("gateway:/state")
+    assert f"chmod go-w {folder.root}" in refused.value.next_step
+
+
+def test_two_services_do_not_share_a_folder(folder: PoolFolder) -> None:
+    folder.own("gateway:/one/state")
+    PoolFolder(folder.root).own("gateway:/one/state")
+    with pytest.raises(NotAllowed, match="gateway:/one/state") as refused:
+        PoolFolder(folder.root).own("gateway:/other/state")
+    assert "[pool]" in refused.value.next_step

@@ -123,6 +123,13 @@ def test_a_pool_asks_for_its_own_time_and_script(tmp_path: Path) -> None:
     assert request.script.name == "pool.sbatch"
 
 
+@pytest.mark.parametrize("asked", [0, 2])
+def test_scripts_are_told_how_many_cards_a_rank_has(tmp_path: Path, asked: int) -> None:
+    config = configured(tmp_path, f"gpus_per_rank = {asked}")
+    for request in (site.request(config, Resources()), site.pool_request(config)):
+        assert request.environment.get("EMFLOW_GPUS_PER_RANK") == (str(asked) if asked else None)
+
+
 def test_a_job_gets_nothing_of_our_environment_but_what_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,12 @@ import pytest
 from emflow.errors import ConfigError, NotAllowed
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers import processes
-from emflow.schedulers.local import LocalScheduler
+from emflow.schedulers.local import LocalRecord, LocalScheduler
 from emflow.schedulers.pool_folder import Sent
 from emflow.schedulers.pool_jobs import pool_of
 from emflow.schedulers.pool_launch import hosts_of
 from emflow.schedulers.pool_secret import make_secret
+from emflow.schedulers.pool_sending import Sender
 
 pytestmark = pytest.mark.needs_mpi
 WAIT_S = 50.0
@@ -222,6 +223,32 @@ def test_a_job_is_stopped_at_its_time_limit(yard: Any) -> None:
     assert (yard.run_folder(name) / "error.json").exists()
 
 
+def test_a_job_that_was_to_be_stopped_when_the_service_died_is_stopped(yard: Any) -> None:
+    yard.up()
+    name = yard.submit(1, waits=True)
+    yard.runs(name)
+    yard.folder.write_sent(msgspec.structs.replace(yard.sent(name), cancelled=True))
+    yard.new_service()
+    said = yard.all_ended()
+    assert said[name].phase is SchedulerPhase.ENDED
+    assert not yard.has_result(name)
+
+
+def test_a_job_whose_record_was_lost_while_it_ran_is_followed(yard: Any) -> None:
+    yard.up()
+    running, queued = yard.submit(1, waits=True), yard.submit(2)
+    yard.runs(running)
+    (yard.folder.root / "sent" / f"{running}.json").unlink()
+    (yard.folder.root / "sent" / f"{queued}.json").write_bytes(b"")
+    yard.new_service()
+    assert yard.status(running).phase is SchedulerPhase.RUNNING
+    assert yard.status(queued).phase is SchedulerPhase.PENDING
+    yard.scheduler.cancel(yard.ids[running])
+    assert yard.status(running).phase is SchedulerPhase.ENDED
+    yard.all_ended()
+    assert results(yard) == [queued]
+
+
 def test_without_a_pool_a_job_goes_another_way_and_says_so(yard: Any, caplog: pytest.LogCaptureFixture) -> None:
     yard.folder.hold(True)
     with caplog.at_level(logging.WARNING, "emflow"):
@@ -261,8 +288,28 @@ def test_a_job_that_was_to_go_another_way_when_the_service_died_goes_there_once(
     assert {yard.claims(name) for name in names} == {1}
 
 
+def test_a_job_that_nobody_takes_is_not_offered_at_every_look(yard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    yard.folder.hold(True)
+    name, folder = yard.job(1)
+    yard.ids[name] = f"pool:20240501T120000-00/{name}"
+    yard.folder.write_sent(Sent(job=name, folder=str(folder), ranks=2, time_limit_s=60, to="local:"))
+    other = LocalRecord(job="fedcba9876543210-01", scheduler_id="1", host="h")
+    (folder / "local.json").write_bytes(msgspec.json.encode(other))  # so that this one is refused
+    offered = []
+    send = Sender.send
+    monkeypatch.setattr(Sender, "send", lambda self, sent: offered.append(sent.job) or send(self, sent))
+    for _ in range(4):
+        said = yard.status(name)
+        assert said.phase is SchedulerPhase.PENDING
+        assert "already started" in said.reason
+    assert offered == [name]
+    (folder / "local.json").unlink()
+    yard.all_ended()
+    assert results(yard) == [name]
+
+
 def test_a_wrong_secret_sends_jobs_another_way(yard: Any) -> None:
-    yard.up()
+    (pool,) = yard.up()
     secret = yard.folder.root / "secret"
     secret.unlink()
     make_secret(yard.folder.root)
@@ -271,6 +318,9 @@ def test_a_wrong_secret_sends_jobs_another_way(yard: Any) -> None:
     assert "secret" in yard.sent(name).why
     yard.all_ended()
     assert results(yard) == [name]
+    yard.folder.write_leaving(pool)
+    yard.until(lambda: yard.folder.closed(pool), "it idles on, and is charged for")
+    assert yard.folder.closed(pool).reason == "it was told to drain"
 
 
 def test_a_secret_that_others_may_read_starts_no_pool(yard: Any) -> None:
@@ -296,6 +346,18 @@ def test_pools_that_die_young_are_started_ever_more_slowly(yard: Any) -> None:
         assert yard.folder.closed(pool).young
     yard.until(lambda: "soon after their start" in yard.scheduler.trouble, "nobody says so")
     yard.up()
+
+
+def test_a_second_service_leaves_the_pools_of_the_first_alone(make_yard: Callable[..., Any]) -> None:
+    first = make_yard()
+    (pool,) = first.up()
+    other = make_yard(folder=first.config.pool.folder)
+    other.until(lambda: "those of the service" in other.scheduler.trouble, "nobody says so")
+    (finding,) = (found for found in other.scheduler.check() if found.part == "pool folder")
+    assert not finding.ok
+    assert first.folder.names() == first.taking() == [pool]
+    other.closed = True  # nothing is its own
+    other.scheduler.close()
 
 
 def test_a_pool_that_was_meant_to_start_and_did_not_is_closed(yard: Any) -> None:

@@ -19,6 +19,7 @@ from emflow.errors import SubmitError, Unavailable
 from emflow.records import EndCause, Resources, SchedulerPhase
 from emflow.schedulers.pool_jobs import pool_of
 from emflow.schedulers.pool_look import read_pool
+from emflow.schedulers.pool_report import report
 from emflow.schedulers.pool_setup import relay_of, spec_of
 from emflow.schedulers.pool_signs import PREFIX
 from mpi_kernels import jsonfile
@@ -103,6 +104,26 @@ def test_a_pool_that_somebody_cancels_gives_back_what_it_had_not_begun(
     yard.until(lambda: yard.folder.closed(pool), "not closed")
     assert yard.folder.closed(pool).seconds > 0
     assert yard.folder.closed(pool).nodes == 1
+
+
+def test_a_pool_that_ended_while_no_service_looked_is_not_shown_as_there(
+    shared: Cluster, on_slurm: Callable[..., Any]
+) -> None:
+    yard = on_slurm()
+    (pool,) = yard.up()
+    ids = jobs(shared, pool)
+    shared.run("scancel", "--signal=KILL", "--full", *ids)
+    end = time.monotonic() + 40.0
+    while jobs(shared, pool):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (yard.folder.of(pool) / "ended.json").unlink(missing_ok=True)  # as if its node had died
+    long_ago = time.time() - 60.0
+    os.utime(yard.folder.of(pool) / "heartbeat", (long_ago, long_ago))
+    found = report(yard.config)
+    assert found.pools == ()
+    assert found.last
+    assert yard.folder.closed(pool) is None, "looking does nothing"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,28 @@ def test_cancel_ends_ranks_whose_srun_was_killed(shared: Cluster, jobs: SimpleNa
     scheduler.cancel(scheduler_id)
     assert jobs.processes_of(folder) == []
     assert jobs.status(scheduler, name, scheduler_id).phase is SchedulerPhase.ENDED
+
+
+def test_cancel_of_a_job_whose_node_is_away_holds_the_service_up_once(
+    own: Cluster, jobs: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emflow.schedulers.slurm.CANCEL_S", 3.0)
+    name, folder = jobs.plan(tmp_path, waits=True)
+    scheduler = jobs.make_scheduler(tmp_path)
+    scheduler_id = scheduler.submit(name, folder, ONE)
+    jobs.until_claimed(folder)
+    nodes = [daemon for daemon in own.daemons if daemon != "slurmctld"]
+    for node in nodes:
+        own.signal(node, signal.SIGSTOP)
+    for most_s in (60.0, 2.9):
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="still processes of"):
+            scheduler.cancel(scheduler_id)
+        assert time.monotonic() - began < most_s
+    for node in nodes:
+        own.signal(node, signal.SIGCONT)
+    jobs.eventually(lambda: jobs.status(scheduler, name, scheduler_id).phase is SchedulerPhase.ENDED)
+    scheduler.cancel(scheduler_id)
 
 
 def test_cancel_of_a_job_that_waits(shared: Cluster, jobs: SimpleNamespace, tmp_path: Path) -> None:

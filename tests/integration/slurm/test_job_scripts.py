@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -313,10 +314,30 @@ def test_each_rank_is_bound_to_a_card_and_without_one_computes_on_its_processor(
     assert (tmp_path / "out").read_text() == "1 gpu:per_task:1\n" * 2
 
 
-def environment_file(folder: Path) -> Path:
+@pytest.mark.parametrize("script", ["reduce-gpu.sbatch", "pool.sbatch"])
+def test_each_rank_gets_its_cards_where_sbatch_does_not_say_how_many(
+    with_cards: Cluster, tmp_path: Path, script: str
+) -> None:
+    """sbatch of Slurm 26.05 sets no SLURM_GPUS_PER_TASK: the service says it."""
+    (tmp_path / "asks.py").write_text("import os\nprint(os.environ.get('SLURMD_TRES_BIND'))\n")
+    pool = tmp_path / "20240501T120000-00"
+    pool.mkdir()
+    for file in ("pool.json", "ended.json"):  # one life is enough
+        (pool / file).touch()
+    text = (SCRIPTS / script).read_text().replace("set -euo pipefail", "set -euo pipefail\nunset SLURM_GPUS_PER_TASK")
+    text = re.sub(r"start_ranks mpi_kernels\S*", "start_ranks asks", text).replace("check_run_folder", "true")
+    (tmp_path / "other.sbatch").write_text(text.replace("pool_folder=$1", f"pool_folder={pool}"))
+    given = environment_file(tmp_path, EMFLOW_GPUS_PER_RANK="2")
+    flags = ("--wait", "--ntasks=2", "--gpus-per-task=2", f"--output={tmp_path}/out", f"--export-file={given}")
+    done = sbatch(with_cards, tmp_path, *flags)
+    assert done.returncode == 0, (done.stderr, (tmp_path / "out").read_text())
+    assert (tmp_path / "out").read_text() == "gpu:per_task:2\n" * 2
+
+
+def environment_file(folder: Path, **more: str) -> Path:
     path = folder / "environment"
     values = {"PATH": os.environ["PATH"], "EMFLOW_PYTHON": sys.executable, "PYTHONPATH": str(folder)}
-    values["EMFLOW_SITE"] = str(SCRIPTS / "site.sh")
+    values |= {"EMFLOW_SITE": str(SCRIPTS / "site.sh"), **more}
     path.write_bytes(b"".join(f"{key}={value}\0".encode() for key, value in values.items()))
     return path
 

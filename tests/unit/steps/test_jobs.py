@@ -17,7 +17,7 @@ from emflow.records import AcquisitionState, Job, JobState, SchedulerPhase, job_
 from emflow.schedulers.protocol import Scheduler
 from emflow.steps.ending import CLUSTER_GRACE_S, MANIFEST_GRACE_S
 from emflow.steps.examine import examine
-from emflow.steps.follow import end_jobs, follow
+from emflow.steps.follow import AWAITED, end_jobs, follow
 from emflow.steps.plan import plan
 from emflow.steps.stage import stage
 from emflow.steps.submit import submit
@@ -281,6 +281,18 @@ def test_a_scheduler_that_is_away_is_an_alarm_and_comes_back(scripted) -> None:
     assert scripted.context.alarms == {}
 
 
+def test_a_folder_of_pools_that_is_away_stops_nothing_else(scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent(scripted)
+
+    def stale(jobs: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(scripted.scheduler, "poll", stale)
+    scripted.work(2)
+    assert states(scripted) == [J.SUBMITTED]
+    assert "Stale file handle" in scripted.context.alarms["scheduler poll"]
+
+
 def test_a_result_is_seen_though_the_scheduler_is_away(scripted) -> None:
     scripted.scheduler.run(sent(scripted))
     scripted.scheduler.away = True
@@ -321,6 +333,7 @@ def test_ended_without_a_manifest_fails_only_after_the_grace(
     scripted.clock.now += 0.9 * grace_s
     follow(scripted.context)
     assert states(scripted) == [J.SUBMITTED]
+    assert scripted.jobs()[0].reason == AWAITED
     scripted.clock.now += 0.2 * grace_s
     follow(scripted.context)
     assert states(scripted) == [J.FAILED]
@@ -335,6 +348,7 @@ def test_a_manifest_that_is_seen_late_counts(scripted) -> None:
     scripted.clock.now += 2 * CLUSTER_GRACE_S
     scripted.work(2)
     assert (scripted.state(), states(scripted)) == (A.DONE, [J.REDUCED])
+    assert scripted.jobs()[0].reason == ""
 
 
 def test_the_grace_begins_anew_for_each_doubt(scripted) -> None:
