@@ -1,8 +1,8 @@
 """Ranks that are kept warm, on a real Slurm of two virtual nodes: how soon a task runs, and whether a hand-over shows.
 
-Dispatch is from the sender's call to the moment in which every rank has the job and rank 0 is about to claim the folder
-(``wall_ns`` of its claim), both by this host's clock: the virtual nodes share it.  Cold starts of the same job are in ``python -m benchmarks submit``; those
-of this run stand beside the warm ones.
+Dispatch is from the call to the moment in which every rank has the job and rank 0 is about to claim the folder
+(``wall_ns`` of its claim), by this host's clock, which the virtual nodes share: once from the client's call, and once
+from the scheduler's, which writes down its intent first.  Cold starts of the same job stand beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import _jobs, cluster
@@ -28,6 +28,7 @@ from emflow.registry import load
 from emflow.runs import RunFolders
 from emflow.schedulers.protocol import Scheduler
 from mpi_kernels.contract import RESULT_FILE
+from mpi_kernels.pool.client import PoolClient
 
 TINY = (4, 4, 8, 8)
 
@@ -120,12 +121,34 @@ def _read(path: Path) -> bytes:
 
 def dispatch(root: Path, config: Config, scheduler: Scheduler, tasks: int) -> dict[str, object]:
     """Tiny tasks one after the other: call to ranks that run, and to frames that are reduced."""
-    source = _jobs.write_scan(root / "tiny.npy", TINY)
+    source, numbers = _jobs.write_scan(root / "tiny.npy", TINY), itertools.count()
+    (instance,) = (path.parent for path in config.pool.folder.glob("*/endpoint.json"))
+    client = PoolClient(instance, reach="tcp")
+    try:
+        return {
+            "tasks": tasks,
+            "by the client": tiny_tasks(config, source, numbers, tasks, client.send),
+            "by the scheduler": tiny_tasks(
+                config,
+                source,
+                numbers,
+                tasks,
+                lambda name, folder: scheduler.submit(name, folder, Resources(ranks=2, time_limit_s=600)),
+            ),
+        }
+    finally:
+        client.close()
+
+
+def tiny_tasks(
+    config: Config, source: Path, numbers: Iterator[int], tasks: int, send: Callable[[str, Path], object]
+) -> dict[str, object]:
+    """Latencies of tasks that are sent one way."""
     runs, running, whole, called = RunFolders(config.service.runs), [], [], []
-    for number in range(tasks):
-        name, folder = _jobs.run_folder(config.service.runs, number, source, ranks=2)
+    for _ in range(tasks):
+        name, folder = _jobs.run_folder(config.service.runs, next(numbers), source, ranks=2)
         begin, begin_wall = time.monotonic_ns(), time.time_ns()
-        scheduler.submit(name, folder, Resources(ranks=2, time_limit_s=600))
+        send(name, folder)
         called.append((time.monotonic_ns() - begin) / 1e9)
         _jobs.until((folder / RESULT_FILE).exists, "a result", nap_s=0.0005)
         times = {event.name: event.mono_ns for event in runs.collect_events(folder)}
@@ -133,12 +156,7 @@ def dispatch(root: Path, config: Config, scheduler: Scheduler, tasks: int) -> di
         assert claim is not None
         running.append((claim.wall_ns - begin_wall) / 1e9)
         whole.append((times["reduced"] - begin) / 1e9)
-    return {
-        "tasks": tasks,
-        "call_returns": summary(called),
-        "ranks_running": summary(running),
-        "reduced": summary(whole),
-    }
+    return {"call_returns": summary(called), "ranks_running": summary(running), "reduced": summary(whole)}
 
 
 def through_the_service(config: Config, count: int) -> dict[str, object]:
