@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Sequence
@@ -76,16 +77,13 @@ def write_k2is(
     lead = before + -(-max(lags) // BLOCKS)  # noise that some file has not all of comes first
     noise = np.random.default_rng(number).integers(0, 4096, scan.det_shape, np.uint16)
     stem = path.name.removesuffix(".gtg")
-    files = [(path.parent / f"{stem}{n}.bin").open("wb") for n in range(1, SECTORS + 1)]
-    for i in range(lead + scan.count + after):
-        inside = 0 <= i - lead < scan.count
-        exposed = i - lead >= (1 if is_scan else 0)  # the STEM unit's flag comes a frame late
-        frame = scan.frame(i - lead) if inside else noise
-        for sector, file in enumerate(files):
-            strip = frame[:, sector * WIDTH : (sector + 1) * WIDTH]
-            file.write(sector_blocks(strip, number + i, exposed=exposed)[max(0, lags[sector] - BLOCKS * i) :].tobytes())
-    for file in files:
-        file.close()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((path.parent / f"{stem}{n}.bin").open("wb")) for n in range(1, SECTORS + 1)]
+        for i in range(lead + scan.count + after):
+            exposed = i - lead >= (1 if is_scan else 0)  # the STEM unit's flag comes a frame late
+            frame = scan.frame(i - lead) if 0 <= i - lead < scan.count else noise
+            for file, strip, lag in zip(files, np.split(frame, SECTORS, axis=1), lags, strict=True):
+                file.write(sector_blocks(strip, number + i, exposed=exposed)[max(0, lag - BLOCKS * i) :].tobytes())
     size = scan.scan_shape if is_scan else ()
     path.write_bytes(_gtg({f"Size {axis}": n for axis, n in zip("YX", size, strict=False)}))
     return path
@@ -95,14 +93,25 @@ def sector_blocks(strip: np.ndarray, number: int, *, exposed: bool) -> np.ndarra
     """A strip of a frame, (1860, 256), as its blocks (32, 0x5758) uint8: from right to left, the upper ones first."""
     rows = np.zeros((BLOCKS, BLOCK_BYTES), np.uint8)
     for i, row in enumerate(rows):
-        y, x = 930 * (i // 16), 16 * (15 - i % 16)
-        head = np.zeros(1, HEADER)
-        head[0] = (SYNC, exposed, BLOCKS * number + i, WIDTH, HEIGHT, number, x, y, x + 15, y + 929, BLOCK_BYTES)
+        y, x = _corner(i)
         pairs = strip[y : y + 930, x : x + 16].astype(np.uint32).reshape(-1, 2)
         packed = pairs[:, 0] | pairs[:, 1] << 12
-        row[:40] = np.frombuffer(head.tobytes(), np.uint8)
+        row[:40] = np.frombuffer(block_header(number, i, exposed=exposed), np.uint8)
         row[40:] = np.ascontiguousarray(packed.astype("<u4")).view(np.uint8).reshape(-1, 4)[:, :3].reshape(-1)
     return rows
+
+
+def block_header(number: int, block: int, *, exposed: bool) -> bytes:
+    """The 40 bytes before the pixels of a block of frame ``number``."""
+    y, x = _corner(block)
+    head = np.zeros(1, HEADER)
+    count = (BLOCKS * number + block) % 2**32
+    head[0] = (SYNC, exposed, count, WIDTH, HEIGHT, number, x, y, x + 15, y + 929, BLOCK_BYTES)
+    return head.tobytes()
+
+
+def _corner(block: int) -> tuple[int, int]:
+    return 930 * (block // 16), 16 * (15 - block % 16)
 
 
 def _gtg(sizes: dict[str, int]) -> bytes:
@@ -112,13 +121,17 @@ def _gtg(sizes: dict[str, int]) -> bytes:
         return struct.pack(">BH", kind, len(name)) + name.encode("latin-1")
 
     values = [named(21, name) + b"%%%%" + struct.pack(">II", 1, 5) + struct.pack("<I", n) for name, n in sizes.items()]
-    groups = [named(20, "SI Dimensions") + b"\0\0" + struct.pack(">I", len(values)) + b"".join(values)] if values else []
+    groups = (
+        [named(20, "SI Dimensions") + b"\0\0" + struct.pack(">I", len(values)) + b"".join(values)] if values else []
+    )
     groups.append(named(21, "Version") + b"%%%%" + struct.pack(">II", 1, 5) + struct.pack("<I", 1))
     body = b"\0\0" + struct.pack(">I", len(groups)) + b"".join(groups)
     return struct.pack(">III", 3, len(body), 1) + body + bytes(8)
 
 
-def write_tpx3(scan: ExactScan, path: Path, *, dwell_ns: int = 1000, start_s: float = 26.84354, hits: int = 100) -> Path:
+def write_tpx3(
+    scan: ExactScan, path: Path, *, dwell_ns: int = 1000, start_s: float = 26.84354, hits: int = 100
+) -> Path:
     """A Timepix3 stream of 256 x 256 or 512 x 512 pixels, a hit for each count, and its sidecar.
 
     Parameters
@@ -172,5 +185,7 @@ def _hit(when: int, y: int, x: int) -> tuple[int, int]:
     """A hit at a time in 25/16 ns: coarse times count on, and the fine one back from the next."""
     coarse = -(-when // 16)
     address = (x >> 1) << 9 | (y >> 2) << 3 | (x & 1) << 2 | y & 3
-    word = 0xB << 60 | address << 44 | coarse % 2**14 << 30 | 20 << 20 | coarse * 16 - when << 16 | coarse >> 14 & 0xFFFF
+    word = (
+        0xB << 60 | address << 44 | coarse % 2**14 << 30 | 20 << 20 | coarse * 16 - when << 16 | coarse >> 14 & 0xFFFF
+    )
     return when, word

@@ -90,9 +90,9 @@ def _described(path: str, tree: Tree, sectors: Sectors) -> tuple[Header, Sectors
         raise Incomplete(
             f"in none of its {sectors.frames} frames the shutter was open", path=path, next_step="wait for the exposure"
         )
-    scan_shape, warnings = _scan(path, tree), (UNCHECKED,)
+    scan_shape, warnings = _scan(path, tree), [UNCHECKED]
     if scan_shape:
-        warnings += () if first else (NO_FRAME_BEFORE,)
+        warnings += [] if first else [NO_FRAME_BEFORE]
         first = max(0, first - 1)
     else:
         scan_shape = (sectors.frames - first,)
@@ -103,7 +103,9 @@ def _described(path: str, tree: Tree, sectors: Sectors) -> tuple[Header, Sectors
     check_caps(path, frames, 2 * HEIGHT * SECTORS * WIDTH)
     if first + frames > sectors.frames:
         there = sectors.frames - first
-        raise Incomplete(f"{there} of {frames} frames are there", path=path, frame=there, next_step="wait for the writer")
+        raise Incomplete(
+            f"{there} of {frames} frames are there", path=path, frame=there, next_step="wait for the writer"
+        )
     header = Header(
         format="k2is",
         kind=kind_of(scan_shape),
@@ -113,7 +115,7 @@ def _described(path: str, tree: Tree, sectors: Sectors) -> tuple[Header, Sectors
         members=(member(path, "_.gtg"), *(member(f, f"_{n}.bin") for n, f in enumerate(sectors.paths, 1))),
         rule="stability",
         metadata=_facts(tree, sectors, first),
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
     return header, sectors, first
 
@@ -124,7 +126,9 @@ def _scan(path: str, tree: Tree) -> tuple[int, ...]:
         return ()
     if not all(isinstance(n, int | float) and 0 < n < 1 << 20 and n == int(n) for n in sizes):
         raise FormatError(
-            f"its tags tell a scan of {sizes[0]!r:.40} x {sizes[1]!r:.40} positions", path=path, next_step="copy it again"
+            f"its tags tell a scan of {sizes[0]!r:.40} x {sizes[1]!r:.40} positions",
+            path=path,
+            next_step="copy it again",
         )
     return tuple(int(n) for n in sizes if n is not None)
 

@@ -77,10 +77,10 @@ class Sectors:
 
     def _into_step(self) -> None:
         begins = [self._first_whole(s) for s in range(SECTORS)]
-        self.number = max(number for _, number in begins)
+        self.number: int = max(number for _, number in begins)
         self._first = [block + BLOCKS * (self.number - number) for block, number in begins]
         held = [(size // BLOCK_BYTES - first) // BLOCKS for size, first in zip(self._sizes, self._first, strict=True)]
-        self.frames = min(held)
+        self.frames: int = min(held)
         if self.frames < 1:
             raise self._wait(held.index(self.frames), "it has no whole frame that the other sectors have too")
         for sector, first in enumerate(self._first):
@@ -145,7 +145,7 @@ class Sectors:
         late = next((k for k in looks if self._is_exposed(k)), None)
         if late is None:
             return None
-        low, high = max((k for k in looks if k < late), default=-1), late
+        low, high = int(max((k for k in looks if k < late), default=-1)), int(late)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._is_exposed(middle) else (middle, high)
@@ -170,7 +170,7 @@ class Sectors:
                 raise _missing(wrong, path, named)
 
     def _fill(self, sector: int, rows: np.ndarray, offset: int, named: int) -> int:
-        view, done = memoryview(rows).cast("B"), 0
+        view, done = rows.data.cast("B"), 0
         while done < len(view):
             try:
                 n = os.preadv(self._fds[sector], [view[done:]], offset + done)
@@ -217,8 +217,9 @@ def _missing(why: str, path: str, frame: int) -> MissingData:
 
 
 def _valid(heads: np.ndarray) -> np.ndarray:
-    right: np.ndarray = (heads["sync"] == SYNC) & (heads["size"] == BLOCK_BYTES)
-    return right & (heads["width"] == WIDTH) & (heads["height"] == HEIGHT)
+    valid: np.ndarray = (heads["sync"] == SYNC) & (heads["size"] == BLOCK_BYTES)
+    valid &= (heads["width"] == WIDTH) & (heads["height"] == HEIGHT)
+    return valid
 
 
 def unpack(rows: np.ndarray, number: int, out: np.ndarray) -> str | None:

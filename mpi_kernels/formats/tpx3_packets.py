@@ -140,12 +140,14 @@ def _bits(words: np.ndarray, low: int, count: int) -> np.ndarray:
 
 def _pixel_time(words: np.ndarray) -> np.ndarray:
     coarse = _bits(words, 0, 16) << 14 | _bits(words, 30, 14)
-    return 6 * ((coarse << 4) - _bits(words, 16, 4))
+    time: np.ndarray = 6 * ((coarse << 4) - _bits(words, 16, 4))
+    return time
 
 
 def _tdc_time(words: np.ndarray) -> np.ndarray:
     # fine times begin with 1; 0 stands where the board has none
-    return 12 * _bits(words, 9, 35) + np.maximum(_bits(words, 5, 4), 1) - 1
+    time: np.ndarray = 12 * _bits(words, 9, 35) + np.maximum(_bits(words, 5, 4), 1) - 1
+    return time
 
 
 def _global_time(words: np.ndarray) -> np.ndarray:
@@ -171,7 +173,9 @@ def places(words: np.ndarray, chip: np.ndarray, chips: int, gap: int) -> np.ndar
     x = (address & 0xFE00) >> 8 | address >> 2 & 1
     y = (address & 0x01F8) >> 1 | address & 3
     if chips == 1:
-        return y * CHIP + x
+        alone: np.ndarray = y * CHIP + x
+        return alone
     turned, right = (chip == 1) | (chip == 2), chip < 2
     x, y = (np.where(turned, CHIP - 1 - a, a) for a in (x, y))
-    return (y + turned * (CHIP + gap)) * (2 * CHIP + gap) + x + right * (CHIP + gap)
+    found: np.ndarray = (y + turned * (CHIP + gap)) * (2 * CHIP + gap) + x + right * (CHIP + gap)
+    return found

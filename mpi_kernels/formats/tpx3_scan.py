@@ -143,7 +143,7 @@ class Index:
         return self._placed(found)
 
     def _placed(self, found: Packets) -> tuple[np.ndarray, np.ndarray]:
-        rows, columns = self._scan.shape
+        columns = self._scan.shape[1]
         time = found.time[found.pixel]
         line = np.searchsorted(self._lines, time, "right") - 1
         position = self._scan.position(time - self._lines[np.maximum(line, 0)])
