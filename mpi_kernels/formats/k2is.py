@@ -20,6 +20,9 @@ from mpi_kernels.protocols import Source
 UNCHECKED = "no real K2 in-situ recording was compared yet"
 NO_FRAME_BEFORE = "the shutter's flag is set from the first frame on: it is taken for the first position of the scan"
 
+LIVE = "1792 x 1920"
+"""Rows and columns that see electrons, from the first ones on.  Source: py4DSTEM ``read_K2.py``."""
+
 _SCAN = ("SI Dimensions/Size Y", "SI Dimensions/Size X")
 _WITHOUT_FLYBACK = "SI Image Tags/SI/Acquisition/Spatial Sampling/"
 
@@ -28,15 +31,16 @@ class K2is:
     """K2 in-situ: ``<stem>_.gtg`` with ``<stem>_1.bin`` to ``<stem>_8.bin``.
 
     Layout: the .gtg holds DigitalMicrograph's tags and no image; `k2is_blocks` has that of the others.  Frames are
-    1860 x 2048 pixels of 12 bits, delivered as uint16, with the columns of reference that the detector sends along.
+    1860 x 2048 pixels of 12 bits, delivered as uint16.  The detector sees 1792 x 1920 of them; the rows below and the
+    columns to the right hold the noise of reading, which is not subtracted.
 
     The files begin at different blocks and with frames of before the exposure.  Frame 0 is the first one that is
     whole in all files and has the shutter's flag; where the tags tell a scan (``SI Dimensions``) it is the one before
     that, since the STEM unit sets the flag one frame late.  Source: LiberTEM ``io/dataset/k2is.py``, for this and for
-    the scan's tags (read, not copied).
+    the scan's tags (read, not copied); py4DSTEM's reader begins with the flag.
 
     Complete when every file holds the scan's frames; what was recorded after them is left alone.  Without a scan in
-    the tags the frames are a stack, as many as all files have, and each file must end with a whole block.  Stability.
+    the tags the frames are a stack, as many as all files have.  Stability.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".gtg",)
@@ -96,9 +100,6 @@ def _described(path: str, tree: Tree, sectors: Sectors) -> tuple[Header, Sectors
         first = max(0, first - 1)
     else:
         scan_shape = (sectors.frames - first,)
-        cut = sectors.ends_within_a_block()
-        if cut is not None:
-            raise Incomplete("it ends within a block", path=cut, next_step="wait for the writer, or copy it again")
     frames = int(np.prod(scan_shape, dtype=object))
     check_caps(path, frames, 2 * HEIGHT * SECTORS * WIDTH)
     if first + frames > sectors.frames:
@@ -135,6 +136,7 @@ def _scan(path: str, tree: Tree) -> tuple[int, ...]:
 
 def _facts(tree: Tree, sectors: Sectors, first: int) -> dict[str, Scalar]:
     facts: dict[str, Scalar] = {"first_frame_number": sectors.number + first, "recorded_frames": sectors.frames}
+    facts["live_area"] = LIVE
     inner = [tree.values.get(f"{_WITHOUT_FLYBACK}{side} (pixels)") for side in ("Height", "Width")]
     if all(isinstance(n, int | float) for n in inner):
         facts["scan_without_flyback"] = f"{inner[0]:g} x {inner[1]:g}"

@@ -2,7 +2,8 @@
 
 A block has 0x5758 bytes: a header of 40 bytes, big-endian, and 930 x 16 pixels of 12 bits, two in three bytes with
 the first one's low bits first.  A sector is a strip of the frame, 256 pixels wide and 1860 high, which 32 blocks make
-up; each says in its header where it belongs and of which frame it is.  The files begin at any block, each at another.
+up; each says in its header where it belongs and of which frame it is.  The files begin anywhere, each at another block,
+and even within one.
 Source: LiberTEM ``io/dataset/k2is.py`` and py4DSTEM's ``read_K2.py`` (read, not copied).
 """
 
@@ -23,6 +24,7 @@ HEIGHT, WIDTH = 2 * BLOCK_HEIGHT, 16 * BLOCK_WIDTH
 """Rows and columns of a sector."""
 
 SYNC = 0xFFFF0055
+_MARK = SYNC.to_bytes(4, "big")
 EXPOSED = 1
 """Bit of a block's flags: the shutter was open."""
 
@@ -70,16 +72,39 @@ class Sectors:
                 with os_errors(path):
                     self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             self._sizes = [os.fstat(fd).st_size for fd in self._fds]
+            self._begins = [self._begin(s) for s in range(SECTORS)]
             self._into_step()
         except BaseException:
             self.close()
             raise
 
+    def _begin(self, sector: int) -> int:
+        """Byte of the first whole block: pixels may look like its mark, but no other header follows those."""
+        with os_errors(self.paths[sector]):
+            data = os.pread(self._fds[sector], 2 * BLOCK_BYTES + HEADER_BYTES, 0)
+        at = data.find(_MARK)
+        while 0 <= at < BLOCK_BYTES and at + BLOCK_BYTES + HEADER_BYTES <= len(data):
+            heads = np.concatenate([np.frombuffer(data, HEADER, 1, at + n) for n in (0, BLOCK_BYTES)])
+            if _valid(heads).all():
+                return at
+            at = data.find(_MARK, at + 1)
+        if len(data) < 2 * BLOCK_BYTES + HEADER_BYTES or not data[:HEADER_BYTES].strip(b"\0"):
+            raise self._wait(sector, "its first blocks were not written yet")
+        raise FormatError(
+            "no block of a K2 sector is at its beginning",
+            path=self.paths[sector],
+            next_step="copy it again from the detector's server; binned frames are not read",
+        )
+
+    def _held(self, sector: int, size: int) -> int:
+        """Whole blocks in so many bytes of a file."""
+        return (size - self._begins[sector]) // BLOCK_BYTES
+
     def _into_step(self) -> None:
         begins = [self._first_whole(s) for s in range(SECTORS)]
         self.number: int = max(number for _, number in begins)
         self._first = [block + BLOCKS * (self.number - number) for block, number in begins]
-        held = [(size // BLOCK_BYTES - first) // BLOCKS for size, first in zip(self._sizes, self._first, strict=True)]
+        held = [(self._held(s, self._sizes[s]) - first) // BLOCKS for s, first in enumerate(self._first)]
         self.frames: int = min(held)
         if self.frames < 1:
             raise self._wait(held.index(self.frames), "it has no whole frame that the other sectors have too")
@@ -110,19 +135,20 @@ class Sectors:
     def _heads(self, sector: int, block: int, count: int) -> np.ndarray:
         data = b""
         with os_errors(self.paths[sector]):
+            if block + count > self._held(sector, self._sizes[sector]):
+                raise self._wait(sector, f"{self._sizes[sector]} bytes of it are there, less than a frame needs")
             for b in range(block, block + count):
-                if (b + 1) * BLOCK_BYTES > self._sizes[sector]:
-                    raise self._wait(sector, f"{self._sizes[sector]} bytes of it are there, less than a frame needs")
-                data += os.pread(self._fds[sector], HEADER_BYTES, b * BLOCK_BYTES)
+                data += os.pread(self._fds[sector], HEADER_BYTES, self._at(sector, b))
         if len(data) < count * HEADER_BYTES:
             raise self._wait(sector, "it was cut off meanwhile")
         heads = np.frombuffer(data, HEADER)
         if not _valid(heads).all():
-            bad = block + int(np.argmin(_valid(heads)))
-            if not heads[bad - block].tobytes().strip(b"\0"):
-                raise self._wait(sector, f"the block at byte {bad * BLOCK_BYTES} was not written yet")
+            bad = int(np.argmin(_valid(heads)))
+            at = self._at(sector, block + bad)
+            if not heads[bad].tobytes().strip(b"\0"):
+                raise self._wait(sector, f"the block at byte {at} was not written yet")
             raise FormatError(
-                f"no block of a K2 sector begins at byte {bad * BLOCK_BYTES}",
+                f"no block of a K2 sector begins at byte {at}",
                 path=self.paths[sector],
                 next_step="copy it again from the detector's server",
             )
@@ -131,9 +157,8 @@ class Sectors:
     def _wait(self, sector: int, why: str) -> Incomplete:
         return Incomplete(why, path=self.paths[sector], next_step="wait for the writer, or copy it again")
 
-    def ends_within_a_block(self) -> str | None:
-        """The first file that does not end with a whole block."""
-        return next((p for p, size in zip(self.paths, self._sizes, strict=True) if size % BLOCK_BYTES), None)
+    def _at(self, sector: int, block: int) -> int:
+        return self._begins[sector] + block * BLOCK_BYTES
 
     def exposed(self) -> int | None:
         """The first frame for which the shutter was open; None: it never was.
@@ -162,7 +187,7 @@ class Sectors:
         """Fill ``out``, (1860, 2048) uint16; `MissingData` calls the frame ``named``."""
         for sector, path in enumerate(self.paths):
             rows = np.empty((BLOCKS, BLOCK_BYTES), np.uint8)
-            got = self._fill(sector, rows, self._block(sector, frame) * BLOCK_BYTES, named)
+            got = self._fill(sector, rows, self._at(sector, self._block(sector, frame)), named)
             if got < rows.size:
                 raise _missing(f"{got // BLOCK_BYTES} of the {BLOCKS} blocks of its sector are there", path, named)
             wrong = unpack(rows, (self.number + frame) % 2**32, out[:, sector * WIDTH : (sector + 1) * WIDTH])
@@ -184,7 +209,8 @@ class Sectors:
     def check(self, start: int, count: int) -> None:
         """Raise `MissingData` if a file lacks blocks of the frames ``start:start + count``, counted from ``start``."""
         for sector, path in enumerate(self.paths):
-            whole = (os.fstat(self._fds[sector]).st_size // BLOCK_BYTES - self._first[sector]) // BLOCKS - start
+            blocks = self._held(sector, os.fstat(self._fds[sector]).st_size) - self._first[sector]
+            whole = blocks // BLOCKS - start
             if whole < count:
                 raise _missing("the file was cut off", path, max(0, whole))
             if self._in_step(sector, start + count - 1):

@@ -1,4 +1,4 @@
-"""LiberTEM reads the K2 in-situ recordings that our own writer makes, and finds the frames that we find."""
+"""LiberTEM and py4DSTEM read the K2 in-situ recordings that our own writer makes, and find the frames that we find."""
 
 from __future__ import annotations
 
@@ -26,12 +26,21 @@ with Context.make_with("inline") as context:
     found = context.run_udf(dataset=data, udf=PickUDF(), roi=np.ones(tuple(data.shape.nav), bool))
 np.save(out, found["intensity"].data)
 """
+PY4DSTEM = """
+import sys
+import numpy as np
+from py4DSTEM.io.filereaders.read_K2 import K2DataArray
+path, out = sys.argv[1:]
+data = K2DataArray(path, hidden_stripe_noise_reduction=False)
+np.save(out, np.stack([data._grab_frame(i) for i in range(3)]))
+print(data.shape)
+"""
 SECOND = 400
 """Frames from which on LiberTEM looks at the shutter's flag again."""
 
 
-def theirs(path: Path, folder: Path) -> tuple[str, np.ndarray]:
-    command = [os.environ["EMFLOW_PEERS_PYTHON"], "-c", LIBERTEM, str(path), str(folder / "theirs.npy")]
+def theirs(path: Path, folder: Path, script: str = LIBERTEM) -> tuple[str, np.ndarray]:
+    command = [os.environ["EMFLOW_PEERS_PYTHON"], "-c", script, str(path), str(folder / "theirs.npy")]
     environment = os.environ | {"HOME": str(folder), "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -90,4 +99,20 @@ def test_a_scan_begins_a_frame_before_the_shutters_flag(tmp_path: Path) -> None:
     assert shape == (2, 2)
     assert said.startswith("(2, 2,")
     np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(found, scan.frames(0, 4))
+
+
+@pytest.mark.timeout(120)
+def test_a_file_that_begins_within_a_block(tmp_path: Path) -> None:
+    """Which py4DSTEM reads and LiberTEM does not; its scan begins with the flag, a frame after LiberTEM's and ours."""
+    scan = Inset((2, 2), (1860, 2048), "uint16", (40, 60), (910, 230), seed=4)
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    path = write_k2is(scan, folder / "a_.gtg", before=2, after=1, lags=[0, 5, 0, 31, 0, 0, 17, 1])
+    # the file itself must not be the shortest, or py4DSTEM maps more of it than there is
+    file = folder / "a_3.bin"
+    file.write_bytes(b"\xff\xff\0\x55" * 250 + file.read_bytes())
+    _, found = ours(path)
+    _, wanted = theirs(path, tmp_path, PY4DSTEM)
+    np.testing.assert_array_equal(found[1:], wanted)
     np.testing.assert_array_equal(found, scan.frames(0, 4))

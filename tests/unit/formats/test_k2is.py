@@ -133,11 +133,13 @@ def test_what_is_not_there_yet(tmp_path: Path) -> None:
         K2is().probe(os.fspath(path))
 
 
-def test_a_stack_must_end_with_whole_blocks(tmp_path: Path) -> None:
-    path = write_k2is(STACK, tmp_path / "a_.gtg", after=0)
-    os.truncate(sector(path, 6), sector(path, 6).stat().st_size - 1)
-    with pytest.raises(Incomplete, match="within a block"):
-        K2is().probe(os.fspath(path))
+def test_files_that_begin_and_end_within_a_block(tmp_path: Path) -> None:
+    """What looks like a block's mark in the piece before the first one is none, since no other follows it."""
+    path = write_k2is(STACK, tmp_path / "a_.gtg", after=1)
+    for n, piece in ((2, bytes(7)), (5, b"\xff\xff\0\x55" * 40), (8, np.random.default_rng(3).bytes(BLOCK_BYTES - 1))):
+        data = sector(path, n).read_bytes()
+        sector(path, n).write_bytes(piece + data[: -2 * BLOCK_BYTES - 100])
+    np.testing.assert_array_equal(read(path), STACK.frames(0, 3))
 
 
 @pytest.mark.parametrize("begin", [1, 399, 400, 401, 447])
@@ -187,7 +189,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         K2is().probe(os.fspath(path))
     path.write_bytes(tags)
     data = sector(path, 7).read_bytes()
-    sector(path, 7).write_bytes(b"\x01" + data)
+    sector(path, 7).write_bytes(b"\x01" * 3 * BLOCK_BYTES + data)
     with pytest.raises(FormatError, match="no block of a K2 sector"):
         K2is().probe(os.fspath(path))
     lost = BLOCK_BYTES * (BLOCKS + 5)  # of the first frame that the file seems to have all of
