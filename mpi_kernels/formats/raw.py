@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +19,8 @@ from mpi_kernels.formats.pixels import delivered_dtype, split_shape, stored_dtyp
 from mpi_kernels.protocols import Source
 
 _KEYS = ("shape", "dtype", "order", "offset", "dimensional_calibrations", "intensity_calibration", "metadata")
+_SECTOR = re.compile(r"[1-8]\.bin\Z", re.IGNORECASE)
+"""End of the name of a K2 in-situ recording's strip; the .gtg has the rest of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ def _layout(path: str, suffix: str) -> _Layout:
     sidecar = sibling(path, ".json")
     if sidecar is None and sibling(path, ".rpl") is not None:
         raise PartOfAnother("it is the data of the .rpl beside it", path=path, next_step="name the .rpl")
+    if sidecar is None and _SECTOR.search(path) and os.path.isfile(_SECTOR.sub(".gtg", path)):  # noqa: PTH113
+        raise PartOfAnother("it is a sector of the .gtg beside it", path=path, next_step="name the .gtg")
     if sidecar is None:
         raise Incomplete(
             "raw data say nothing about themselves, and no sidecar <stem>.json is there yet",

@@ -29,6 +29,7 @@ from emflow.synthetic import (
     write_stempy,
     write_topspin,
 )
+from emflow.synthetic_streams import Inset, write_k2is, write_tpx3
 from emflow.synthetic_vendor import (
     write_blo,
     write_de,
@@ -54,6 +55,9 @@ SQUARE = ExactScan((3, 5), (8, 8), "uint8", seed=3, empty_every=7)
 STACK = ExactScan((15,), (6, 8), "uint16", seed=1, empty_every=7)
 COUNTS = ExactScan((2, 3), (4, 5), "uint32", seed=3, empty_every=5)
 EMPAD = ExactScan((2, 3), (128, 128), "float32", seed=2)
+K2 = Inset((2, 2), (1860, 2048), "uint16", (12, 16), (926, 250), seed=5)  # in four blocks of two sectors
+ONE_CHIP = Inset((2, 3), (256, 256), "uint32", (5, 6), (100, 30), seed=5, empty_every=5)
+FOUR_CHIPS = Inset((3, 2), (512, 512), "uint32", (8, 10), (251, 250), seed=6)
 
 Sample = tuple[str, ExactScan, Callable[[Path], Path]]
 
@@ -63,6 +67,7 @@ SAMPLES: dict[str, Sample] = {
     "npy-fortran": ("npy", SMALL, lambda f: write_npy(SMALL, f / "f.npy", fortran=True)),
     "raw": ("raw", SMALL, lambda f: write_raw(SMALL, f / "a.raw", byte_order=">", offset=100)),
     "raw-dat": ("raw", SMALL, lambda f: write_raw(SMALL, f / "a.dat")),
+    "k2is": ("k2is", K2, lambda f: write_k2is(K2, f / "a b_.gtg")),
     "merlin": ("merlin", SMALL, lambda f: write_merlin(SMALL, f / "a.mib")),
     "merlin-alone": ("merlin", SMALL, lambda f: write_merlin(SMALL, f / "b.mib", hdr=False)),
     "empad": ("empad", EMPAD, lambda f: write_empad(EMPAD, f / "scan_x3_y2.raw", xml="acquisition_1.xml")),
@@ -86,6 +91,8 @@ SAMPLES: dict[str, Sample] = {
     "ser": ("ser", SMALL, lambda f: write_ser(SMALL, f / "a_1.ser")),
     "tiff": ("tiff", STACK, lambda f: write_tiff(STACK, f / "a.tif", strips=2)),
     "tiff-big": ("tiff", STACK, lambda f: write_tiff(STACK, f / "a.tiff", order=">", big=True)),
+    "tpx3": ("tpx3", ONE_CHIP, lambda f: write_tpx3(ONE_CHIP, f / "a.tpx3")),
+    "tpx3-quad": ("tpx3", FOUR_CHIPS, lambda f: write_tpx3(FOUR_CHIPS, f / "b.tpx3")),
     "tvips": ("tvips", STACK, lambda f: write_tvips(STACK, f / "a_000.tvips", parts=(4, 11))),
     "velox": ("velox", STACK, lambda f: write_velox(STACK, f / "a.emd", chunk=(4, 8, 2))),
     "nxdata": ("hdf5", SMALL, lambda f: write_nxdata(SMALL, f / "a.nxs", chunk=(2, 3, 6, 8), compression="gzip")),
@@ -298,7 +305,8 @@ def test_a_file_that_shrinks_while_it_is_open_is_missing_data(
     name, scan, path = sample
     source = formats[name].open(os.fspath(path))
     try:
-        parts = sorted(path.parent.glob("*_data_000001.h5"))  # of a master, which holds no frames itself
+        # of a master, which holds no frames itself
+        parts = [p for end in ("_data_000001.h5", "_1.bin") for p in path.parent.glob(f"*{end}")]
         held = parts[0] if parts else path
         os.truncate(held, held.stat().st_size // 2)
         out = np.full((scan.count, *scan.det_shape), 77, source.header.dtype)

@@ -36,6 +36,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     | {"emflow.watch", "emflow.prober", "emflow.probe_child", "emflow.schedulers"}
     | {"emflow.blocks", "emflow.copying", "emflow.transfer"}
     | {"emflow.synthetic_pace", "emflow.synthetic", "emflow.synthetic_hdf5", "emflow.synthetic_vendor"}
+    | {"emflow.synthetic_streams"}
     | {"emflow.microscope"},
     frozenset({"emflow.steps", "emflow.pipeline", "emflow.rebuild", "emflow.agent"}),
     frozenset(

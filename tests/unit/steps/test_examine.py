@@ -14,6 +14,7 @@ import pytest
 
 from emflow.records import AcquisitionState
 from emflow.steps.examine import examine
+from emflow.synthetic_streams import Inset, write_k2is, write_tpx3
 from emflow.synthetic_vendor import write_tvips
 from mpi_kernels.exact import ExactScan
 
@@ -235,3 +236,24 @@ def test_a_further_file_of_another_acquisition_is_none_of_its_own(bench) -> None
     assert {name: a.state for name, a in found.items()} == {"a_000.tvips": S.DONE, "a_001.tvips": S.SUPERSEDED}
     assert found["a_000.tvips"].frames == 12
     assert found["a_001.tvips"].reason == "it is a later part of a_000.tvips"
+
+
+def test_the_sectors_of_a_recording_are_none_of_their_own(bench) -> None:
+    write_k2is(Inset((1, 2), (1860, 2048), "uint16", (8, 8), (926, 250)), bench.share / "a_.gtg", after=0)
+    bench.work(30)
+    found = {a.name: a for state in S for a in bench.context.journal.walk(state)}
+    assert found.pop("a_.gtg").frames == 2
+    assert len(found) == 8
+    assert {(a.state, a.reason) for a in found.values()} == {(S.SUPERSEDED, "it is a sector of the .gtg beside it")}
+
+
+def test_hits_and_the_sidecar_that_makes_them_a_scan(bench) -> None:
+    path = write_tpx3(Inset((2, 3), (256, 256), "uint32", (5, 6), (9, 9)), bench.share / "a.tpx3")
+    said = path.with_suffix(".json").read_text()
+    path.with_suffix(".json").unlink()
+    bench.work(30)
+    assert bench.state("a.tpx3") is S.GROWING
+    assert '"line_trigger": "tdc1 rising"' in bench.one("a.tpx3").reason
+    path.with_suffix(".json").write_text(said)
+    bench.work(30)
+    assert bench.state("a.tpx3") is S.DONE
