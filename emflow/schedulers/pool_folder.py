@@ -141,7 +141,7 @@ class PoolFolder:
             raise NotAllowed(
                 f"{where} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to user {found.st_uid}: others may "
                 "write to it, and so end pools or give them tasks",
-                next_step=f"chmod go-w {where}, or name another folder in [pool]",
+                next_step=f"Close it to others (chmod go-w {where}), or name another folder in [pool]",
             )
         path = self.root / OWNER_FILE
         if not path.exists():

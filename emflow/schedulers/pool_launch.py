@@ -120,7 +120,9 @@ def starter_of(config: Config) -> LocalScheduler:
     if hosts:
         launcher = find_launcher(python)
         if launcher is None:
-            raise ConfigError("[pool] hosts are given, but there is no mpiexec", next_step="pip install mpich")
+            raise ConfigError(
+                "[pool] hosts are given, but there is no mpiexec", next_step="Install one: pip install mpich"
+            )
         more = {"EMFLOW_HOSTS": ",".join(hosts), "EMFLOW_LAUNCHER": launcher}
     return LocalScheduler(python=python, script=shipped("pool.sbatch"), more=more)
 

@@ -96,7 +96,8 @@ def _signal(leaders: Collection[Process], number: signal.Signals, seconds: float
     """Signal each member once, those too that are born meanwhile; whether all have gone in time."""
     until = time.monotonic() + seconds
     told: set[Process] = set()
-    while members := family(leaders):
+    # one that is just ending has lost its environment, by which the family is known, before it has gone
+    while members := family(leaders) | {member for member in told if member.alive}:
         for member in members - told:
             send(member, number)
         told |= members
