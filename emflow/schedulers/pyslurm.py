@@ -23,6 +23,7 @@ from emflow.schedulers.protocol import Finding, Rehearsal
 from emflow.schedulers.pyslurm_fields import DEFAULTS, directives, fields
 from emflow.schedulers.pyslurm_library import USE_COMMANDS, Library
 from emflow.schedulers.slurm import SlurmScheduler
+from emflow.schedulers.slurm_check import LIBRARY
 
 NO_DRY_RUN = "pyslurm has no dry run"
 
@@ -85,19 +86,23 @@ class PySlurmScheduler:
     def check(self) -> list[Finding]:
         """Whether pyslurm belongs to the cluster's Slurm, and has a field for all that is asked; then as ``slurm``."""
         try:
-            belongs = Finding(part="pyslurm", ok=True, found=self._library.versions())
+            belongs = Finding(part=LIBRARY, ok=True, found=self._library.versions())
         except Unavailable as error:
-            belongs = Finding(part="pyslurm", ok=False, found=error.message, fix=error.next_step or USE_COMMANDS)
+            belongs = Finding(part=LIBRARY, ok=False, found=error.message, fix=error.next_step or USE_COMMANDS)
         try:
             tried = self.rehearse(Resources())
         except EmflowError:  # wrong settings, which the scheduler slurm tells below
-            return [belongs, *self._slurm.check()]
+            return [belongs, *self._commands()]
         has_fields = tried.command[0] != "sbatch"
         found = "for all that a job asks for" if has_fields else tried.said
         fields_there = Finding(
             part="pyslurm's fields", ok=has_fields, found=found, fix="" if has_fields else USE_COMMANDS
         )
-        return [belongs, fields_there, *self._slurm.check()]
+        return [belongs, fields_there, *self._commands()]
+
+    def _commands(self) -> list[Finding]:
+        """What ``slurm`` finds, but for what it says of the library, which is told above."""
+        return [found for found in self._slurm.check() if found.part != LIBRARY]
 
     def close(self) -> None:
         """Forget the jobs; they go on."""

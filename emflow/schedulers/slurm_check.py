@@ -11,11 +11,15 @@ from emflow.errors import EmflowError, Unavailable, printable
 from emflow.records import Resources
 from emflow.schedulers import site, slurm_commands
 from emflow.schedulers.protocol import Finding, Rehearsal
+from emflow.schedulers.pyslurm_library import Library
 from emflow.schedulers.slurm_rows import seconds
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 FORGETS_S = 60
 """A controller that forgets jobs sooner than this, with no accounting, leaves little time for a restart of ours."""
+
+LIBRARY = "pyslurm"
+"""The part that says whether the other way to Slurm is open."""
 
 _INSTALL = "install Slurm's client commands here (Debian: slurm-client), or put them on the service's PATH"
 
@@ -40,6 +44,7 @@ def _findings(config: Config, rehearse: Callable[[Resources], Rehearsal]) -> Ite
         yield _partition(config)
         yield _memory_of_jobs()
         yield _trial(config, rehearse)
+        yield _library()
     except Unavailable as error:
         fix = error.next_step or "see scontrol ping, and SLURM_CONF"
         yield Finding(part="Slurm", ok=False, found=printable(error.message), fix=fix)
@@ -100,6 +105,15 @@ def _trial(config: Config, rehearse: Callable[[Resources], Rehearsal]) -> Findin
     setting = slurm_commands.refused(tried.said)
     fix = "" if tried.ok else f"look at {setting}" if setting else "emflow check --submit shows what is sent"
     return Finding(part="Slurm dry run", ok=tried.ok, found=tried.said or "taken", fix=fix)
+
+
+def _library() -> Finding:
+    """Whether Slurm's library could take the place of its commands; nothing is missing where it can't."""
+    try:
+        found = f'{Library().versions()}: [scheduler] use = "pyslurm" would do as well, and is quicker'
+    except Unavailable as error:
+        found = f"not used: {error.message}"
+    return Finding(part=LIBRARY, ok=True, found=printable(found))
 
 
 def _fields(line: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -201,6 +202,8 @@ def test_check_finds_all_of_a_working_cluster(shared: Cluster, jobs: SimpleNames
     assert found["Slurm controller"].found.endswith("UP")
     assert "live" in found["partition"].found
     assert "to start at" in found["Slurm dry run"].found
+    there = importlib.util.find_spec("pyslurm") is not None
+    assert found["pyslurm"].found.startswith("pyslurm " if there else "not used: pyslurm can't be imported")
 
 
 def test_check_says_how_to_get_what_is_missing(
