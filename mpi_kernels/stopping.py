@@ -1,8 +1,8 @@
 """Stop between two slices of a job, so that the frames that are done become a partial result.
 
 A request comes by SIGUSR1 (Slurm's ``--signal=USR1@60``: the time limit is near), from the clock (a limit that the
-job script names), or by `request`.  What rank 0 knows counts, and all ranks hear of it at the
-end of a slice.  SIGTERM and SIGINT are another thing: they end a rank at once.
+job script names, or that a pool sets for each of its tasks), or by `request`.  What rank 0 knows counts, and all
+ranks hear of it at the end of a slice.  SIGTERM and SIGINT are another thing: they end a rank at once.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class _Asked:
 
     request: Request | None = None
     deadline: float | None = None
+    at_deadline: Request = Request("the time limit is near", limit=True)
 
 
 _ASKED = _Asked()
@@ -109,7 +110,7 @@ def requested(job: str, ahead_s: float = 0.0) -> Request | None:
     if asked is not None and asked.job in ("", job):
         return asked
     if _ASKED.deadline is not None and time.monotonic() + ahead_s > _ASKED.deadline:
-        return Request("the time limit is near", limit=True)
+        return _ASKED.at_deadline
     return None
 
 
@@ -118,8 +119,18 @@ def listen(environment: Mapping[str, str] = os.environ) -> None:
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, _near_limit)
     if limited(environment):
-        limit_s = _seconds(environment[LIMIT])
+        expire(_seconds(environment[LIMIT]))
+
+
+def expire(limit_s: float | None, why: str = "the time limit is near", *, limit: bool = True) -> None:
+    """Ask for a stop in time before a limit that is ``limit_s`` seconds away; None: there is none any more.
+
+    Before a limit that is nearer than twice the lead nothing is asked for: there would be little to keep.
+    """
+    _ASKED.deadline = None
+    if limit_s is not None and limit_s >= 2 * LEAD_S:
         _ASKED.deadline = time.monotonic() + limit_s - max(LEAD_S, LEAD_SHARE * limit_s)
+    _ASKED.at_deadline = Request(why, limit=limit)
 
 
 def limited(environment: Mapping[str, str] = os.environ) -> bool:
@@ -241,6 +252,7 @@ __all__ = [
     "agreed",
     "clear",
     "early",
+    "expire",
     "limited",
     "listen",
     "reduce_in_slices",

@@ -72,7 +72,7 @@ class Sender:
             aimed = msgspec.structs.replace(sent, to=pool_id(pool.name, sent.job), why="")
             self._folder.write_sent(aimed)
             try:
-                self._client(pool.name).send(sent.job, Path(sent.folder))
+                self._client(pool.name).send(sent.job, Path(sent.folder), time_limit_s=sent.time_limit_s)
             except (KernelError, OSError) as error:
                 why = printable(str(error))
                 log.info("pool %s did not take %s: %s", pool.name, sent.job, why)

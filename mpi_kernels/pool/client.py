@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class PoolClient:
 
     # --- tasks
 
-    def send(self, job: str, folder: str | Path) -> None:
+    def send(self, job: str, folder: str | Path, *, time_limit_s: float = 0.0) -> None:
         """Hand a job over; returns when it is the pool's (TCP) or lies in its spool.
 
         Parameters
@@ -78,6 +79,8 @@ class PoolClient:
             ``<acquisition>-<nn>``.
         folder : str or Path
             Its run folder: below the pool's ``runs``, or relative to it.
+        time_limit_s : float
+            When it ends by itself; 0: it has as long as the pool.
 
         Raises
         ------
@@ -92,10 +95,10 @@ class PoolClient:
         WrongSecret
             The secret can't be used, or is not the pool's.
         """
-        task = Task(job=job, folder=self._relative(Path(folder)))
+        task = Task(job=job, folder=self._relative(Path(folder)), time_limit_s=time_limit_s)
         check_task(task)
         self._check_ended()
-        said = self._ask({"do": "send", "task": {"job": task.job, "folder": task.folder}})
+        said = self._ask({"do": "send", "task": asdict(task)})
         if said is None:
             beat = self._last_beat()
             if beat is not None and beat.state == "draining":

@@ -139,10 +139,14 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """``spool/<job>.json`` and ``taken/<job>.json``: a job, and its folder below ``PoolSpec.runs``."""
+    """``spool/<job>.json`` and ``taken/<job>.json``: a job, and its folder below ``PoolSpec.runs``.
+
+    Shortly before ``time_limit_s`` (0: none) it ends by itself, and leaves what it has.
+    """
 
     job: str
     folder: str
+    time_limit_s: float = 0.0
     v: int = SCHEMA
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mpi_kernels import failure, job, jsonfile
+from mpi_kernels import failure, job, jsonfile, stopping
 from mpi_kernels.contract import CLAIM_FILE, JOB_FILE, JobSpec
 from mpi_kernels.errors import FormatError, KernelError
 from mpi_kernels.events import host_name
@@ -142,10 +142,20 @@ class _Lead:
         except Exception as wrong:  # noqa: BLE001  a task that can't be read must not end the pool, again and again
             error = wrong
         if folder is not None and ranks:
+            self._limit(task)
             error = self._crew.run(folder, ranks)
         if error is not None:
             self._say(f"{task.job}: {failure.one_line(error)}")
         self._desk.finished(task, error, folder, self._crew.begun_ns)
+
+    def _limit(self, task: Task) -> None:
+        """Have the task that begins end in time by itself: before its own limit, or before the pool's."""
+        stopping.clear()
+        left_s = (self._stops_ns - time.time_ns()) / 1e9 if self._stops_ns else None
+        if task.time_limit_s and (left_s is None or task.time_limit_s < left_s):
+            stopping.expire(task.time_limit_s)
+        else:
+            stopping.expire(left_s, "the time of its pool is nearly up", limit=False)
 
     def _ranks(self, folder: Path, task: Task) -> int:
         """How many ranks a job wants; one that can't run here fails before any rank begins it."""

@@ -93,6 +93,13 @@ class Yard:
         path.write_text(json.dumps({"frames": frames, "at": at, "how": how}))
         return self.task(path, FAULTY, ranks=ranks, block_bytes=64)
 
+    def long(self) -> Task:
+        """A job over 2 TB: frame i is frame i % 16 of a small file."""
+        np.save(self.base / "base.npy", np.random.default_rng(3).poisson(5, (16, 512, 512)).astype("<u2"))
+        path = self.base / "long.cycling"
+        path.write_text(json.dumps({"frames": 4_000_000, "of": str(self.base / "base.npy")}))
+        return self.task(path, "cycling:Cycling", reductions=self.kernels.standard[2:3])
+
     def folder(self, task: Task) -> Path:
         return self.runs / task.folder
 
@@ -137,8 +144,8 @@ class Pool:
         assert endpoint is not None
         return endpoint
 
-    def send(self, task: Task) -> None:
-        self.client.send(task.job, task.folder)
+    def send(self, task: Task, time_limit_s: float = 0.0) -> None:
+        self.client.send(task.job, task.folder, time_limit_s=time_limit_s)
 
     def end_of(self, task: Task) -> TaskEnd:
         """Wait until the pool says that a task has ended."""

@@ -65,6 +65,33 @@ def test_usr1_drains(start: Start, yard: Any) -> None:
     assert pool.process.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "walltime_s", "code", "why"),
+    [
+        pytest.param(15.0, 0.0, "time-limit", "the time limit is near", id="of the task"),
+        pytest.param(
+            0.0, 30.0, "stopped", "the time of its pool is nearly up", id="of the pool", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_task_whose_time_is_up_leaves_what_it_has(
+    start: Start, yard: Any, limit_s: float, walltime_s: float, code: str, why: str
+) -> None:
+    pool = start(walltime_s=walltime_s, warn_s=8.0)
+    pool.ready()
+    long = yard.long()
+    pool.send(long, limit_s)
+    assert pool.end_of(long).how == "error"
+    error = json.loads((yard.folder(long) / "error.json").read_text())
+    assert (error["code"], error["retryable"]) == (code, True)
+    assert error["message"].startswith(f"{why}: ended after ")
+    partial = json.loads((yard.folder(long) / "partial-1.json").read_text())
+    assert 0 < partial["frames"] < 4_000_000
+    if not walltime_s:  # and the next one has all the time it wants
+        pool.send(task := yard.task())
+        assert pool.end_of(task).how == "result"
+
+
 def test_its_time_is_up(start: Start, yard: Any) -> None:
     pool = start(walltime_s=12.0, warn_s=10.0)
     endpoint = pool.ready()
