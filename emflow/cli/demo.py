@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -84,8 +85,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.absolute()
         return
-    folder = Path(tempfile.mkdtemp(prefix="emflow-demo-"))
+    # named before it is made: a Ctrl-C right after mkdtemp had made one would leave it
+    folder = Path(tempfile.gettempdir()) / f"emflow-demo-{secrets.token_hex(8)}"
     try:
+        folder.mkdir(mode=0o700)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

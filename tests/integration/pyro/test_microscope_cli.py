@@ -40,7 +40,8 @@ def test_ctrl_c_while_a_scan_runs(make_scope, order) -> None:
     assert (receipt.outcome, receipt.code, receipt.reason) == (Outcome.ABORTED, "closed", "the server ends")
 
 
-def test_looking_and_stopping(scope, order) -> None:
+def test_looking_and_stopping(make_scope, order) -> None:
+    scope = make_scope(lease_s=30.0).start()  # it must outlast eleven commands
     client = scope.client()
     client.execute(order(1, SCAN, epoch=client.take_lease().epoch))
     at = ("--address", scope.address)
