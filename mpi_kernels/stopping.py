@@ -123,13 +123,9 @@ def listen(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def expire(limit_s: float | None, why: str = "the time limit is near", *, limit: bool = True) -> None:
-    """Ask for a stop in time before a limit that is ``limit_s`` seconds away; None: there is none any more.
-
-    Before a limit that is nearer than twice the lead nothing is asked for: there would be little to keep.
-    """
-    _ASKED.deadline = None
-    if limit_s is not None and limit_s >= 2 * LEAD_S:
-        _ASKED.deadline = time.monotonic() + limit_s - max(LEAD_S, LEAD_SHARE * limit_s)
+    """Ask for a stop in time before a limit that is ``limit_s`` seconds away; None: there is none any more."""
+    lead_s = max(LEAD_S, LEAD_SHARE * (limit_s or 0.0))
+    _ASKED.deadline = None if limit_s is None else time.monotonic() + limit_s - lead_s
     _ASKED.at_deadline = Request(why, limit=limit)
 
 

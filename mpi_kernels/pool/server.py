@@ -44,6 +44,9 @@ SWITCH_S = 0.0005
 LOOK_S, LONGEST_LOOK_S, CONNECTED_LOOK_S = 0.005, 0.05, 0.25
 """Between two looks into the spool: at first, after a while without news, and while a client is connected."""
 
+SHORTEST_S = 2 * stopping.LEAD_S
+"""Of a task with a shorter limit there would be little to keep: whoever sent it stops it."""
+
 ABORTED = 70
 """Exit code of ranks that can't go on together: they may be started again."""
 
@@ -153,7 +156,7 @@ class _Lead:
         stopping.clear()
         left_s = (self._stops_ns - time.time_ns()) / 1e9 if self._stops_ns else None
         if task.time_limit_s and (left_s is None or task.time_limit_s < left_s):
-            stopping.expire(task.time_limit_s)
+            stopping.expire(task.time_limit_s if task.time_limit_s >= SHORTEST_S else None)
         else:
             stopping.expire(left_s, "the time of its pool is nearly up", limit=False)
 
