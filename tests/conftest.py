@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,6 +217,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for need in PROBES:
         if item.get_closest_marker(f"needs_{need}"):
             demand(need)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write half characters as escapes: names of files may be any bytes, and a worker of xdist can't send such text."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 # --- no process outlives the run --------------------------------------------------------------------------------------
