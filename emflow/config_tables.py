@@ -79,16 +79,13 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     silent_s: Seconds = 600.0
 
 
-class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``[slurm]``: what jobs ask Slurm for.  What is empty or 0 is left to the site's profile, and then to Slurm.
+class SiteKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What jobs ask Slurm for: the keys that a site's profile and ``[slurm]`` have in common.
 
-    ``site`` is a profile that ships with emflow, or the path of a TOML file with the same keys; ``setup`` a bash file
-    that the job scripts source before anything else; ``container`` an Apptainer image that holds mpi_kernels;
-    ``python`` the interpreter on the nodes; ``memory`` is for each node; ``warn_s`` how long before its time is up a
-    job is told, so that it can leave what it has.
+    ``setup`` is a bash file that the job scripts source before anything else; ``container`` an Apptainer image that
+    holds mpi_kernels; ``python`` the interpreter on the nodes; ``memory`` is for each node.
     """
 
-    site: str = "generic"
     account: str = ""
     partition: str = ""
     qos: str = ""
@@ -103,6 +100,16 @@ class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True):
     setup: str = ""
     container: str = ""
     flags: tuple[str, ...] = ()
+
+
+class SlurmSettings(SiteKeys, frozen=True, kw_only=True):
+    """``[slurm]``.  What is empty or 0 is left to the site's profile, and then to Slurm.
+
+    ``site`` is a profile that ships with emflow, or the path of a TOML file with `SiteKeys`; ``warn_s`` how long before
+    its time is up a job is told, so that it can leave what it has.
+    """
+
+    site: str = "generic"
     warn_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 60
 
 

@@ -20,13 +20,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from emflow import tomlfile
 from emflow.config import Config, parse_size
-from emflow.config_tables import Bytes, SlurmSettings
+from emflow.config_tables import Bytes, SiteKeys, SlurmSettings
 from emflow.errors import ConfigError, printable
 from emflow.records import Resources
 from emflow.schedulers.local import shipped
@@ -44,7 +44,6 @@ OWNED = (
 """Options of sbatch that say what runs, as whom and where its output goes, or that emflow itself rests on."""
 
 _FLAG = re.compile(r"--(?P<name>[a-z][a-z0-9-]*)(=.*)?")
-_NO_PROFILE_KEYS = ("site", "warn_s")
 _EARLY_S = 60
 """Slurm may send the signal so much earlier than it was asked to.  Source: sbatch(1), --signal."""
 
@@ -67,29 +66,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     script: Path
 
 
-class _Keys(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of ``[slurm]`` that a profile may have."""
-
-    account: str = ""
-    partition: str = ""
-    qos: str = ""
-    constraint: str = ""
-    reservation: str = ""
-    nodes: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
-    cpus_per_rank: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
-    gpus_per_rank: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
-    memory: Bytes = Bytes(0)
-    mpi: str = ""
-    python: str = ""
-    setup: str = ""
-    container: str = ""
-    flags: tuple[str, ...] = ()
-
-
-class _Profile(_Keys, frozen=True, kw_only=True):
+class _Profile(SiteKeys, frozen=True, kw_only=True):
     """A profile's file."""
 
-    gpu: _Keys = _Keys()
+    gpu: SiteKeys = SiteKeys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +109,7 @@ def resolve(config: Config) -> Resolved:
     values: dict[str, Any] = {"site": own.site, "warn_s": own.warn_s}
     origins: dict[str, str] = {}
     for origin, layer in layers:
-        for key in _Keys.__struct_fields__:
+        for key in SiteKeys.__struct_fields__:
             value = getattr(layer, key)
             if value == getattr(default, key):
                 continue

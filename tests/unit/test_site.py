@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from emflow.config import Config, load
-from emflow.config_tables import SlurmSettings
+from emflow.config_tables import SiteKeys, SlurmSettings
 from emflow.errors import ConfigError
 from emflow.records import Resources
 from emflow.schedulers import site
@@ -74,8 +74,8 @@ def test_the_configuration_wins_over_the_profile_and_flags_add_up(tmp_path: Path
 
 def test_a_profile_may_have_every_key_of_the_table_but_two() -> None:
     keys = {field.name for field in msgspec.structs.fields(SlurmSettings)}
-    assert keys - set(site._Keys.__struct_fields__) == {"site", "warn_s"}
-    profile = {f.name: (f.type, f.default) for f in msgspec.structs.fields(site._Keys)}
+    assert keys - set(SiteKeys.__struct_fields__) == {"site", "warn_s"}
+    profile = {f.name: (f.type, f.default) for f in msgspec.structs.fields(SiteKeys)}
     table = {f.name: (f.type, f.default) for f in msgspec.structs.fields(SlurmSettings)}
     assert profile == {name: table[name] for name in profile}
 
